@@ -130,3 +130,15 @@ class TrainingStopped(DlferError):
         self.reason = reason
         self.folder: Path | None = None
         self.exit_code = {"SIGTERM": 143, "Ctrl-C": 130}.get(reason, 0)
+
+
+class Signalled(KeyboardInterrupt):
+    """A signal that ends the work as Ctrl-C does.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number

@@ -51,7 +51,7 @@ from dlfer.cli import (
 )
 from dlfer.cli.options import say
 from dlfer.config.aliases import find_keys, find_options, find_verb
-from dlfer.errors import DlferError, TrainingStopped, shorten
+from dlfer.errors import DlferError, Signalled, TrainingStopped, shorten
 from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
@@ -88,6 +88,13 @@ class _PlainHelp:
 
 class Verb(_PlainHelp, TyperCommand):
     """A verb of dlfer."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a signal that ends it as Ctrl-C does keeps its own exit code."""
+        try:
+            return super().invoke(ctx)
+        except Signalled as stop:
+            sys.exit(128 + stop.number)
 
 
 class Verbs(_PlainHelp, TyperGroup):

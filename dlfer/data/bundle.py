@@ -305,29 +305,36 @@ def compute_fingerprint(split: Split) -> str:
     return digest.hexdigest()
 
 
-def name_cache(kind: str, digest: str) -> Path:
-    """Return the file in which arrays made of data are kept: in $DLFER_CACHE, or ~/.cache/dlfer.
+def name_cache(kind: str, digest: str) -> Path | None:
+    """Return the file in which arrays made of data are kept: in $DLFER_CACHE, or ~/.cache/dlfer; None where there is no home folder.
 
     It holds images: treat it like the data.
     """
-    folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
+    try:
+        folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
+    except RuntimeError:
+        return None
     return folder / f"{kind}-{digest[:16]}.npz"
 
 
-def read_cache(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+def read_cache(path: Path | None, names: Iterable[str]) -> dict[str, np.ndarray] | None:
     """Return what `write_cache` wrote, or None where there is nothing or it is damaged."""
+    if path is None:
+        return None
     try:
         return read_npz(path, names=names)
     except (OSError, ValueError):  # absent or damaged: written again
         return None
 
 
-def write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Keep arrays for the next time; return what hinders it, if anything does."""
+def write_cache(path: Path | None, arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Keep arrays for the next time; return what hinders it, with the place, if anything does."""
+    if path is None:
+        return "there is no home folder; set DLFER_CACHE to a folder"
     contents = io.BytesIO()
     np.savez(contents, **arrays)
     try:
         write_atomically(path, contents.getvalue())
     except OSError as error:
-        return error.strerror
+        return f"{path.parent}: {error.strerror}"
     return None

@@ -561,7 +561,7 @@ def _prepare_images(
             kept = dict(zip(("images", "found"), _prepare_chunk(images[rows], config, aspect), strict=True))
             reason = write_cache(path, kept)
             if reason is not None:
-                problem = f"The prepared faces could not be kept for the next time in {path.parent} ({reason})."
+                problem = f"The prepared faces could not be kept for the next time ({reason})."
         prepared[rows], found[rows] = kept["images"], kept["found"]
         if say is not None and time.monotonic() - last_said > _TALK_SECONDS:
             last_said, done = time.monotonic(), min(first + _CHUNK, len(images))

@@ -20,6 +20,8 @@ from dlfer.data.fer2013_csv import (
     describe_unread_csvs,
     describe_unread_pictures,
     find_csvs,
+    find_test_csv,
+    name_packed,
     read_csv,
     read_header,
 )
@@ -129,7 +131,7 @@ def describe_missing(path: Path) -> str:
 
 def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it, either of them packed or not."""
-    plain = path.name.casefold() in _name_packed("train.csv")
+    plain = path.name.casefold() in name_packed("train.csv")
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
     notes += describe_unread_columns(path)
     splits: dict[str, Split | None] = {}
@@ -142,14 +144,14 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
             "FER2013's, all its labels are wrong; look at some images of each class.",
         )
     reading = _tell_reading(path, rows)
-    siblings = [path.with_name(name) for name in _name_packed("test.csv") if path.with_name(name).is_file()]
-    if plain and splits["test"] is None and siblings:
-        splits["test"], of_test, more = _load_test_csv(siblings[0], config)
+    beside = find_test_csv(path)
+    if beside is not None and splits["test"] is None:
+        splits["test"], of_test, more = _load_test_csv(beside, config)
         notes += more
         left_out = (*reading.left_out, *of_test.left_out)
         reading = dataclasses.replace(reading, seen=reading.seen + of_test.seen, left_out=left_out)
     if plain and splits["validation"] is None:
-        unread = [name for stem in _VALIDATION_CSVS for name in _name_packed(stem) if path.with_name(name).is_file()]
+        unread = [name for stem in _VALIDATION_CSVS for name in name_packed(stem) if path.with_name(name).is_file()]
         notes += tuple(
             f"{name} beside {path.name} was not read: write the rows of all splits into one csv with a column Usage "
             f"({', '.join(USAGES)})."
@@ -158,11 +160,6 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     if splits["train"] is None:
         raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
     return DataBundle("fer2013", FER2013_LABELS, **splits, notes=notes, reading=reading)
-
-
-def _name_packed(name: str) -> tuple[str, ...]:
-    """Return the names of a csv, plain and packed."""
-    return tuple(f"{name}{packed}" for packed in ("", ".gz", ".zip"))
 
 
 def _tell_reading(path: Path, rows: Rows) -> Reading:
@@ -232,7 +229,7 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
             rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
             reason = write_cache(cache, vars(rows))
             if reason is not None:
-                notes = (f"The parsed csv could not be kept for the next time in {cache.parent} ({reason}).",)
+                notes = (f"The parsed csv could not be kept for the next time ({reason}).",)
     if len(rows.skipped):
         total = len(rows.rows) + len(rows.skipped)
         notes += (f"{path.name}: {len(rows.skipped)} of {total} rows were left out; the first: {rows.skipped[0]}",)

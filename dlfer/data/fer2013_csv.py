@@ -94,6 +94,27 @@ def describe_unread_pictures(folder: Path, csv: Path) -> tuple[str, ...]:
     )
 
 
+def name_packed(name: str) -> tuple[str, ...]:
+    """Return the names of a csv, plain and packed."""
+    return tuple(f"{name}{packed}" for packed in ("", ".gz", ".zip"))
+
+
+def find_test_csv(path: Path) -> Path | None:
+    """Return the test.csv beside a train.csv, either of them packed or not; None where there is none, or of another csv."""
+    if path.name.casefold() not in name_packed("train.csv"):
+        return None
+    return next((path.with_name(name) for name in name_packed("test.csv") if path.with_name(name).is_file()), None)
+
+
+def is_divided(path: Path) -> bool:
+    """Tell whether a csv and the test.csv beside it are two splits: neither names them in a column Usage, and both have labels."""
+    beside = find_test_csv(path)
+    if beside is None:
+        return False
+    columns = {name.casefold() for name in read_header(path)}
+    return "usage" not in columns and "emotion" in {name.casefold() for name in read_header(beside)}
+
+
 def describe_unread_csvs(folder: Path, option: str) -> tuple[str, ...]:
     """Return a note about those that are not read, if there are any; `option` is what names a file."""
     read, *others = [str(path.relative_to(folder)) for path in find_csvs(folder)] or [""]

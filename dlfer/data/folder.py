@@ -37,7 +37,7 @@ from dlfer.data.files import (
     list_folders,
     list_pictures,
 )
-from dlfer.data.images import compute_side, read_header, read_image, resize_square, to_channels
+from dlfer.data.images import compute_side, read_header, read_image, resize_to, to_channels
 from dlfer.data.labels import CANONICAL, DROPPED, describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
@@ -145,17 +145,14 @@ def _read_all(
             raise DataError(f"{root}: none of the {len(paths)} images can be read; the first: {problems[0]}")
         size, note = _choose_size([header[:2] for header in good], config, image_size)
         channels = 1 if all(grey for _, _, grey in good) else 3
-        height, width = size
-        store = np.zeros((len(paths), height, width, channels), np.uint8)
+        store = np.zeros((len(paths), *size, channels), np.uint8)
 
         def read_into(row: int) -> bool:
             if headers[row] is None:
                 return False
             pixels = read_image(paths[row], max_pixels=max_pixels)
             if pixels.shape[:2] != size:
-                pixels = resize_square(pixels, height, config.aspect)
-            if pixels.shape[:2] != size:
-                raise DataError(f"{paths[row]}: found another size than its header says, expected {width} x {height}.")
+                pixels = resize_to(pixels, size, config.aspect)
             store[row] = to_channels(pixels, channels)
             return True
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.sections import DataConfig
-from dlfer.data.fer2013_csv import USAGES, describe_unread_csvs, find_csvs, iterate_pictures
+from dlfer.data.fer2013_csv import USAGES, describe_unread_csvs, find_csvs, is_divided, iterate_pictures
 from dlfer.data.files import PICTURE_SUFFIXES, find_kind, is_ignored
 from dlfer.errors import DataError, DlferError, MissingDataError, UserError, shorten
 from dlfer.runs.text import find_delimiter, open_text
@@ -44,7 +44,7 @@ class GivenData:
         kind: what it is; a zip is what it holds.
         config: the section that loads it; of an experiment file its `finetune.data`.
         image_size: of the experiment file; None for other kinds.
-        csv: the csv of the kind csv, else None.
+        csv: the csv of the kind csv, else None; None, too, where a test.csv beside it is another split.
         notes: sentences on what lies beside the csv and is not read.
     """
 
@@ -126,6 +126,9 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
         csv, notes = path, ()
         if path.is_dir():
             csv, notes = find_csvs(path)[0], describe_unread_csvs(path, "place of the folder")
+            if is_divided(csv):
+                yield GivenData(path, kind, DataConfig(source="fer2013", path=str(path)))
+                return
         yield GivenData(path, kind, DataConfig(source="fer2013", path=str(csv)), csv=csv, notes=notes)
     else:
         yield GivenData(path, kind, DataConfig(source=kind, path=str(path)))

@@ -30,6 +30,8 @@ MAX_PIXELS, UPLOAD_PIXELS = 200_000_000, 50_000_000
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
+_EXIF_WITHIN = 2**17
+"""Bytes of a JPEG; its EXIF data stand in the first segments, and have 64 KiB at most."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -81,6 +83,42 @@ def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         if has_exif and find_turn(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
             width, height = height, width
         return width, height, image.mode in _GREY_MODES
+
+
+def make_plain(contents: bytes, name: str) -> bytes:
+    """Return an encoded picture that TensorFlow's decoders read as `read_image` does: itself, or else a BMP of its pixels.
+
+    They know nothing of EXIF orientations, drop transparency, and cut 16 bits to their upper 8. What cannot be decoded stays as it is.
+
+    Args:
+        contents: of a JPEG, PNG, GIF or BMP.
+        name: of the file, for errors.
+
+    Raises:
+        DataError: it has more than 8 bits, of a range of values that cannot be told.
+    """
+    if _is_plain(contents):
+        return contents
+    try:
+        with Image.open(io.BytesIO(contents), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
+            if image.format == "JPEG" and find_turn(image) is None:
+                return contents
+            pixels = to_channels(decode_pixels(image, name), 3)
+    except DataError:
+        raise
+    except Exception:  # decoders of damaged files raise nearly anything; TensorFlow's refuses it, too
+        return contents
+    plain = io.BytesIO()
+    Image.fromarray(pixels).save(plain, "BMP")
+    return plain.getvalue()
+
+
+def _is_plain(contents: bytes) -> bool:
+    """Tell by its first bytes whether a picture is a JPEG without EXIF data, or a PNG of 8 bits without transparency and without them."""
+    if contents.startswith(b"\xff\xd8"):
+        return b"Exif\0\0" not in contents[:_EXIF_WITHIN]
+    is_eight_bits = contents.startswith(b"\x89PNG") and contents[24:26] in (b"\x08\x00", b"\x08\x02")
+    return is_eight_bits and b"tRNS" not in contents and b"eXIf" not in contents
 
 
 def find_turn(image: Image.Image) -> Image.Transpose | None:
@@ -303,7 +341,7 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     is_png = image.format == "PNG"
     bits = _read_significant_bits(image) if is_png else None
     tiles = getattr(image, "tile", ())
-    rawmode = str(tiles[0][3]) if tiles else ""
+    rawmode = _find_rawmode(tiles[0][3]) if tiles else ""
     is_ranged = bool(tiles) and tiles[0][0].startswith("ppm")
     deep_colour = "16" in rawmode and image.format not in ("SGI", "PSD") and image.mode in ("RGB", "RGBA", "RGBX", "LA")
     contents = _read_all(image) if deep_colour else b""
@@ -316,12 +354,21 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
         values = _decode_deep(contents, name)
     if values is not None:
         white = 65535.0 if is_ranged else _find_white(image, values, bits, name)
-        image = Image.fromarray(_scale(values, white))
+        scaled = _scale(values, white)
+        # Pillow does so itself with 8 bits.
+        is_negative = image.mode.startswith("I") and _find_tag(image, (_PHOTOMETRIC_TAG,)) == 0
+        image = Image.fromarray(255 - scaled if is_negative else scaled)
     return image if turn is None else image.transpose(turn)
 
 
-_BITS_TAG, _MAX_TAGS = 258, (341, 281)
-"""TIFF's BitsPerSample, and SMaxSampleValue, MaxSampleValue."""
+def _find_rawmode(parameters: object) -> str:
+    """Return how Pillow's decoder names the file's pixels; its parameters are that name, or begin with it, or have none."""
+    first = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
+    return first if isinstance(first, str) else ""
+
+
+_BITS_TAG, _PHOTOMETRIC_TAG, _MAX_TAGS = 258, 262, (341, 281)
+"""TIFF's BitsPerSample, PhotometricInterpretation (0: white is zero), and SMaxSampleValue, MaxSampleValue."""
 
 _LEAST_OF_16_BITS = 1 << 14
 

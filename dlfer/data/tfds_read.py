@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.data.bundle import WHOLE, Share
+from dlfer.data.images import make_plain
 from dlfer.errors import ConfigError, DataError, shorten
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TfdsSplit:
             except tf.errors.OpError as error:
                 batch = self._read(seed, epoch, start, training).take(batch_size)
                 raise DataError(_describe_unreadable(self.name, batch, decode, error)) from error
-            yield images, self._map_targets(targets, ids), ids.astype(str)
+            yield images, self._map_targets(targets, ids), np.array([os.fsdecode(each) for each in ids])
             start += len(images)
 
     def _read(self, seed: int, epoch: int, start: int, training: bool) -> tf.data.Dataset:
@@ -160,7 +161,7 @@ class TfdsSplit:
     def _map_targets(self, targets: np.ndarray, ids: np.ndarray) -> np.ndarray:
         if targets.min() < 0:
             raise DataError(
-                f"split {self.name!r}: the image {ids[np.argmin(targets)].decode()} has no label (found "
+                f"split {self.name!r}: the image {os.fsdecode(ids[np.argmin(targets)])} has no label (found "
                 f"{targets.min()}). The split is not labelled; name another one by data.splits."
             )
         return self.lookup[targets]
@@ -215,14 +216,21 @@ def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
 
         rows = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
         rows = rows[share.index :: share.count][start:]
-        dataset = tf.data.Dataset.from_tensor_slices((ids[rows].astype(object), targets[rows]))
-        return dataset.map(
-            lambda name, target: (tf.io.read_file(tf.strings.join([f"{root}/", name])), target, name),
-            num_parallel_calls=os.cpu_count() or 1,
-            deterministic=True,
-        )
+        names = np.array([os.fsencode(name) for name in ids[rows]], object)
+        dataset = tf.data.Dataset.from_tensor_slices((names, targets[rows]))
+
+        def open_file(name, target):
+            contents = tf.io.read_file(tf.strings.join([os.fsencode(f"{root}/"), name]))
+            plain = tf.numpy_function(_make_plain, [contents, name], tf.string, stateful=False)
+            return tf.ensure_shape(plain, []), target, name
+
+        return dataset.map(open_file, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
 
     return read
+
+
+def _make_plain(contents: bytes, name: bytes) -> bytes:
+    return make_plain(contents, os.fsdecode(name))
 
 
 def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup: np.ndarray) -> Callable:
@@ -369,7 +377,7 @@ def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, er
                 decode(encoded, tf.constant(0, tf.int64))
             except tf.errors.OpError:
                 return (
-                    f"split {name!r}: the image {image_id.numpy().decode()} cannot be decoded. "
+                    f"split {name!r}: the image {os.fsdecode(image_id.numpy())} cannot be decoded. "
                     "Delete or replace it; prepared data sets are best prepared again."
                 )
     except tf.errors.OpError as problem:

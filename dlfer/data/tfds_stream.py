@@ -88,7 +88,7 @@ def check_imagenet2012(data_dir: str | Path | None) -> None:
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
     """Return the folder of data sets, as tensorflow_datasets finds it."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def _describe_archive(path: Path, size: int) -> str | None:
@@ -254,7 +254,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     mapping = match_labels(names, config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
     chosen, notes = _choose_splits(config, tuple(splits))
-    held_out = chosen.get("validation", "").startswith("train[")
+    held_out = "validation" not in (config.splits or {}) and chosen.get("validation", "").startswith("train[")
     folders = {split: SPLIT_NAMES.get(wanted.casefold(), wanted) for split, wanted in chosen.items()}
     if held_out:
         folders |= {"train": "train", "validation": "held_out"}
@@ -263,7 +263,9 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     found = {}
     for split, wanted in chosen.items():
         if folders[split] not in splits:
-            raise DataError(_describe_split(config.name, wanted, tuple(splits)))
+            raise DataError(
+                f"data.splits: found {wanted!r}, expected a folder of {root} ({', '.join(splits)}); class folders have no slices."
+            )
         found[split] = _list_files(splits[folders[split]], mapping, labels)
     _count_unused_files(splits, set(folders.values()), mapping, tally)
     absent = [label for index, label in enumerate(labels) if not (found["train"][1] == index).any()]
@@ -508,6 +510,11 @@ def find_builder(config: DataConfig) -> Any:
         near = difflib.get_close_matches(config.name, known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " https://www.tensorflow.org/datasets lists them."
         raise DataError(f"data.name: tensorflow_datasets knows no data set {config.name!r}.{hint}") from error
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"data.name: tensorflow_datasets finds no such form of {config.name!r}: {shorten(error)}. Expected NAME, "
+            "NAME/CONFIG or NAME:VERSION, as https://www.tensorflow.org/datasets lists them."
+        ) from error
 
 
 def name_labels(builder: Any) -> tuple[str, ...]:

@@ -6,12 +6,11 @@ An external model, given as a file, is evaluated like our own: same images, metr
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import LAST_EPOCH, ForeignModelRecord, JudgedOn, Metrics
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, SplitRecord, Temperature
 from dlfer.runs.run import CONFIG_FILE, Run
-from dlfer.runs.run_records import count_openings, log_opening, read_metrics
+from dlfer.runs.run_records import count_openings, log_opening, pass_read_only, read_metrics
 from dlfer.runs.text import count_noun
 
 
@@ -121,7 +120,7 @@ def evaluate_with_predictions(
         names = [found.name for found in (DataRecord.read(run.path) or DataRecord()).splits.values()]
         fingerprint = None if is_own and (split.name in names or not names) else compute_fingerprint(split)
         opened = count_openings(run.path, fingerprint)
-        with _pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
+        with pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
             opened = log_opening(run, split.name, len(split), fingerprint=fingerprint)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
@@ -145,28 +144,13 @@ def evaluate_with_predictions(
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None
     if is_whole:
-        with _pass_read_only(run, "what was evaluated here is not kept there", say):
+        with pass_read_only(run, "what was evaluated here is not kept there", say):
             if keep_extras(run, of_run, found) and say is not None:
                 say(f"kept in {run.path}; dlfer report {shlex.quote(str(run.path))} writes its report with them")
     more = choose_changes(extras, found)
     file = "arrays in memory" if isinstance(data, tuple) else str(data or run.path)
     more["judged_on"] = JudgedOn(split=split.name, file=file, used_for=used_for)
     return metrics.model_copy(update=more), predictions
-
-
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@contextlib.contextmanager
-def _pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
-    """Let a run that cannot be written be evaluated all the same, and say what follows from that."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-        if say is not None:
-            say(f"{run.path} cannot be written ({error.strerror}): {consequence}.")
 
 
 def prepare_as_trained(split: Split, classifier: Engine, say: Callable[[str], None] | None) -> Split:
@@ -520,18 +504,20 @@ def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[in
     Raises:
         UserError: a label is empty or stands twice, an ignored one is none of them, or fewer than two are left.
     """
-    names = [_get_name(label) for label in labels]
+    names = [fold_name(label) for label in labels]
     twice = [label for label, name in zip(labels, names, strict=True) if Counter(names)[name] > 1]
     if twice or not all(names):
         raise UserError(
             f"--labels {','.join(labels)}: found {', '.join(twice) or 'an empty name'}, expected a different name for each "
             "output, in the order of the outputs."
         )
-    unknown = [label for label in ignore if _get_name(label) not in names]
+    known = {*names, *map(_get_name, labels)}
+    unknown = [label for label in ignore if fold_name(label) not in known and _get_name(label) not in known]
     if unknown:
         raise UserError(f"--ignore: found {', '.join(unknown)}, expected some of --labels {','.join(labels)}.")
-    ignored = {_get_name(label) for label in ignore}
-    kept = [index for index, name in enumerate(names) if name not in ignored]
+    # An output of that name, else those of another spelling.
+    ignored = {name if (name := fold_name(label)) in names else _get_name(label) for label in ignore}
+    kept = [index for index, label in enumerate(labels) if not {names[index], _get_name(label)} & ignored]
     if len(kept) < 2:
         raise UserError(f"--labels: found {len(kept)} that are not ignored, expected two or more.")
     return kept
@@ -548,18 +534,33 @@ def align_labels(split: Split, labels: Sequence[str], own: Sequence[str], kept: 
     Raises:
         UserError: the model knows fewer than two labels of the data.
     """
-    places = {_get_name(own[column]): column for column in kept}
+    matched = _match_columns(labels, own, kept)
     present = {labels[target] for target in np.unique(split.targets)}
-    unknown = tuple(label for label in labels if label in present and _get_name(label) not in places)
+    unknown = tuple(label for label, column in zip(labels, matched, strict=True) if label in present and column is None)
     if len(present) - len(unknown) < min(2, len(present)):
         raise UserError(
             f"--labels: found {', '.join(own)}, of which the data's labels {', '.join(labels)} have less than two; expected "
             "names of the same classes, in the order of the outputs."
         )
-    named = {_get_name(label) for label in labels}
-    extra = [column for column in kept if _get_name(own[column]) not in named]
-    columns = (*(places.get(_get_name(label)) for label in labels), *extra)
-    return Alignment((*labels, *(own[column] for column in extra)), columns, unknown)
+    extra = [column for column in kept if column not in matched]
+    return Alignment((*labels, *(own[column] for column in extra)), (*matched, *extra), unknown)
+
+
+def _match_columns(labels: Sequence[str], own: Sequence[str], kept: Sequence[int]) -> list[int | None]:
+    """Return the output of each label of the data, None where there is none: that of its own name, else of another spelling.
+
+    Another spelling of an expression is taken where one label and one output alone are left that mean it.
+    """
+    exact = {fold_name(own[column]): column for column in kept}
+    matched = [exact.get(fold_name(label)) for label in labels]
+    rest = Counter(_get_name(label) for label, column in zip(labels, matched, strict=True) if column is None)
+    left = [column for column in kept if column not in matched]
+    of_name = Counter(_get_name(own[column]) for column in left)
+    others = {name: column for column in left if rest[name := _get_name(own[column])] == of_name[name] == 1}
+    return [
+        others.get(_get_name(label)) if column is None else column
+        for label, column in zip(labels, matched, strict=True)
+    ]
 
 
 def read_labels(text: str) -> tuple[str, ...]:

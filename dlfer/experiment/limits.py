@@ -338,7 +338,7 @@ def _examine_published_weights(name: str) -> Iterator[str]:
 
 def _is_downloaded(name: str) -> bool:
     """Tell whether Keras has kept a file of the published weights of a backbone."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
     wanted = name.replace("_", "")
     try:
         files = [path.name.lower().replace("-", "").replace("_", "") for path in (home / "models").iterdir()]

@@ -50,7 +50,7 @@ from dlfer.runs.files import (
 )
 from dlfer.runs.find import find_default_model, find_model, find_run_of, open_run
 from dlfer.runs.run import Run
-from dlfer.runs.run_records import log_opening
+from dlfer.runs.run_records import log_opening, pass_read_only
 from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 
@@ -299,12 +299,13 @@ def _read_pictures(
                 failed.append(f"not read: {escape_text(name)}: {what}; explain takes pictures; save the frame as one.")
             tally.leave_out(NOT_READ if name in named else VIDEOS, name, was_seen=True)
             continue
-        for item in open_inputs([name]):
-            if isinstance(item, BadInput):
-                failed.append(f"not read: {escape_text(item.error)}")
-                tally.leave_out(NOT_READ, item.name, was_seen=True)
-            else:
-                yield item
+        with contextlib.closing(open_inputs([name])) as found:
+            for item in found:
+                if isinstance(item, BadInput):
+                    failed.append(f"not read: {escape_text(item.error)}")
+                    tally.leave_out(NOT_READ, item.name, was_seen=True)
+                else:
+                    yield item
 
 
 def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
@@ -412,8 +413,9 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
     used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
     explainer = build_explainer(classifier, job, say)
     if split_name == "test":
-        opened = log_opening(run, split.name, len(split))
-        say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
+        with pass_read_only(run, "that its test split is opened is not logged there", say):
+            opened = log_opening(run, split.name, len(split))
+            say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
     averages, examples = _average(split, explainer, job.per_class)
     labels = classifier.labels
     sanity = check_some(explainer, examples, job)

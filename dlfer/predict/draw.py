@@ -27,6 +27,9 @@ from dlfer.runs.text import to_utf8
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
 
+_MOST_OF_JPEG = 65_500
+"""Pixels a side."""
+
 MIN_SIDE = 240
 """Pictures with a shorter side are enlarged to it, so that a label can be read."""
 
@@ -242,7 +245,13 @@ class Sketches:
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder no longer exists", str(self.folder))
         with replace_when_done(path, durable=False) as temporary:
-            Image.fromarray(image).save(temporary, "JPEG", quality=92)
+            picture = Image.fromarray(image)
+            if max(picture.size) > _MOST_OF_JPEG:
+                self.notes.append(
+                    f"{path}: shrunk to {_MOST_OF_JPEG:,} pixels, which is the most that a JPEG holds a side."
+                )
+                picture.thumbnail((_MOST_OF_JPEG, _MOST_OF_JPEG))
+            picture.save(temporary, "JPEG", quality=92)
 
 
 def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:

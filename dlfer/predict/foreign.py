@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ OUTPUTS = ("softmax", "logits", "sigmoid")
 """What the numbers that come out are: probabilities of one class, what softmax makes them from, or of each class alone."""
 BATCH = 64
 LARGEST_SIDE = 4096
-SUM_TOLERANCE = 1e-2
-"""Rows of a softmax in float16 or eight bits sum to one only nearly; they are divided by their sum."""
+TOLERANCE = 1e-2
+ROUNDING = 1 / 512
+"""Rows of a softmax in float16 or eight bits, whose steps are 1/256, sum to one only nearly: each of its values is off by `ROUNDING`
+at most. They are divided by their sum."""
 NUM_TIMED = 30
 _FORM = (
     'expected e.g. "48x48 gray /255": height x width; gray, rgb or bgr; a scaling of the pixels 0..255 (/255, -1..1, 0..1, or '
@@ -168,8 +170,29 @@ class ForeignModel:
             missing = size - len(part) if self.batch else 0
             # A fixed number of images is filled up by the last one.
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            found.append(np.asarray(self.answer(filled), np.float32)[: len(part)])
+            found.append(self.run(filled)[: len(part)])
         return check_finite(np.concatenate(found), str(self.path))
+
+    def run(self, prepared: np.ndarray) -> np.ndarray:
+        """Return what comes out, float32 [N, C], for prepared images, as many as the file takes.
+
+        Raises:
+            ModelError: the runtime cannot compute it, or another number of answers comes out.
+        """
+        try:
+            outputs = np.asarray(self.answer(prepared), np.float32)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever runtime, at numbers or shapes that its network does not take
+            raise ModelError(
+                f'{self.path}: cannot answer arrays of the shape {list(prepared.shape)} that --input "{self.given.text}" makes '
+                f"({type(error).__name__}: {shorten(error, self.path)})."
+            ) from error
+        if len(outputs) != len(prepared):
+            raise ModelError(
+                f"{self.path}: gave {len(outputs)} answers for {len(prepared)} images, expected one for each."
+            )
+        return outputs
 
     def time_one(self, images: np.ndarray) -> float:
         """Return the median of the milliseconds that one image takes alone, preparation included."""
@@ -198,11 +221,11 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
         values = np.exp(values - values.max(axis=1, keepdims=True))
     else:
         sums, low, high = values.sum(axis=1), values.min(), values.max()
-        if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE:
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise ModelError(
                 f"{where}: its outputs reach from {low:.3g} to {high:.3g}, expected 0..1; use --output logits."
             )
-        if kind == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
+        if kind == "softmax" and np.abs(sums - 1).max() > max(TOLERANCE, values.shape[1] * ROUNDING):
             raise ModelError(
                 f"{where}: its outputs sum to {sums.min():.3g} to {sums.max():.3g}, expected 1 in each row; use "
                 "--output sigmoid if each class has its own probability, or --output logits."
@@ -219,7 +242,8 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
         num_labels: how many numbers come out for an image.
 
     Raises:
-        ModelError: the file is not there or damaged, takes something else, or gives another number of outputs.
+        ModelError: the file is not there or damaged, takes something else, gives another number of outputs, or cannot answer
+            a black picture.
         EnvironmentProblem: its runtime is not installed.
     """
     path = Path(path)
@@ -227,13 +251,22 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
         raise ModelError(f"{path}: there is no such file; expected a model as {', '.join(SUFFIXES)}.")
     opener = {".onnx": _open_onnx, ".tflite": _open_litert}.get(path.suffix, _open_keras)
     try:
-        return opener(path, given, num_labels)
+        opened = opener(path, given, num_labels)
     except (UserError, ImportError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
         raise ModelError(
             f"{path}: the runtime cannot open it ({type(error).__name__}: {shorten(error, path)})."
         ) from error
+    prepared = given.prepare(np.zeros((2, given.height, given.width, given.channels), np.uint8))
+    opened.run(prepared[[0] * (opened.batch or 1)])
+    if opened.batch is None:
+        try:
+            opened.run(prepared)
+        except ModelError:
+            # A file may say that it takes any number, and take one.
+            opened = replace(opened, batch=1)
+    return opened
 
 
 def _match_shape(path: Path, given: InputDescription, shape: Sequence[Any]) -> tuple[str, int | None]:
@@ -278,7 +311,7 @@ def _choose_output(path: Path, shapes: Sequence[Sequence[Any]], num_labels: int)
 def _check_outputs(path: Path, outputs: np.ndarray, num_labels: int) -> np.ndarray:
     """Return outputs as [N, C]; their number was not known when the file was opened."""
     outputs = np.asarray(outputs)
-    outputs = outputs.reshape(len(outputs), -1)
+    outputs = outputs.reshape(len(outputs) if outputs.ndim else 1, -1)
     if outputs.shape[1] != num_labels:
         raise ModelError(
             f"{path}: gave {outputs.shape[1]} numbers for an image, expected one for each of {num_labels} --labels."
@@ -300,7 +333,9 @@ def _to_integers(path: Path, given: InputDescription, dtype: np.dtype, images: n
 def _open_onnx(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:
     check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised, too
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1:
         names = ", ".join(f"{each.name} {each.shape}" for each in inputs)
@@ -343,7 +378,6 @@ def _open_litert(path: Path, given: InputDescription, num_labels: int) -> Foreig
         scale, zero = output["quantization"]
         return _check_outputs(path, (found.astype(np.float32) - zero) * scale if scale else found, num_labels)
 
-    answer(given.prepare(np.zeros((batch, given.height, given.width, given.channels), np.uint8)))
     return ForeignModel(path, given, "LiteRT", answer, batch)
 
 
@@ -354,8 +388,15 @@ def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], image
         return images.astype(dtype)
     if not scale:
         return _to_integers(path, given, dtype, images)
-    limits = np.iinfo(dtype)
-    return np.clip(np.round(images / scale + zero), limits.min, limits.max).astype(dtype)
+    limits, steps = np.iinfo(dtype), np.round(images / scale + zero)
+    low, high = ((limit - zero) * scale for limit in (limits.min, limits.max))
+    # A little is cut off on purpose where a file was calibrated; far beyond, another scaling was meant.
+    if images.size and not (2 * low - high <= images.min() and images.max() <= 2 * high - low):
+        raise ModelError(
+            f'{path}: --input "{given.text}" makes numbers from {images.min():.3g} to {images.max():.3g}, and the file takes '
+            f"{low:.3g} to {high:.3g}; give the scaling that it was made for."
+        )
+    return np.clip(steps, limits.min, limits.max).astype(dtype)
 
 
 def _open_keras(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.markup import escape
 
 from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
-from dlfer.errors import DlferError, UserError, shorten
+from dlfer.errors import DlferError, Signalled, UserError, shorten
 from dlfer.predict.draw import Sketches, check_window, list_sketches, show_all
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_video, list_inputs, open_inputs
@@ -25,6 +26,10 @@ from dlfer.runs.files import check_outputs, check_writable
 from dlfer.runs.find import find_default_model
 from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Signalled(number)
 
 
 @contextlib.contextmanager
@@ -40,7 +45,7 @@ def interrupt_on_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in names}
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):  # the command line's own handler ends at once
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, _end)
     try:
         yield
     finally:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import contextlib
 import glob
 import io
+import math
 import os
 import re
+import struct
 import tempfile
 import threading
 import time
@@ -15,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -84,8 +87,8 @@ def read_video(
     is_live = name.startswith(CAMERA)
     capture = _open_capture(name, is_live=is_live)
     try:
-        video = _describe_video(capture, is_live=is_live)
-        count = _FrameCount(video)
+        video = _describe_video(capture, name, is_live=is_live)
+        count = _FrameCount(video, name)
         begin = time.monotonic()
         while _grab(capture, count):
             count.add(_get_time(capture, count.index + 1, video.rate))
@@ -103,7 +106,7 @@ def read_video(
             raise DataError(
                 f"{name}: no frame can be read; the file is not a video, it is damaged, or its codec is unknown."
             )
-        if count.is_short(name):
+        if count.is_short():
             raise DataError(
                 f"{name}: {count.num_read:,} of {video.num_frames:,} frames could be read, up to second {count.time:.1f}; "
                 "the video is cut short or damaged. The results contain the frames read; get the video again for the others."
@@ -117,14 +120,17 @@ class _FrameCount:
 
     Attributes:
         video: what its header says.
-        index: of the last frame, from 0; those that are known to be lost before it count.
+        kind: "mp4" (or MOV), "avi" or "".
+        index: of the last frame, from 0; those that are known to be lost before it count, and those of an AVI that were dropped.
         time: of the last frame, in seconds.
         num_read: number of frames.
         num_failures: in a row.
     """
 
-    def __init__(self, video: Video) -> None:
+    def __init__(self, video: Video, name: str) -> None:
         self.video = video
+        self.kind = "" if video.is_live else find_container(name)
+        self._num_empty = count_empty_frames(name) if self.kind == "avi" else 0
         self._num_regular = 0
         self.index, self.time, self.num_read, self.num_failures = -1, 0.0, 0, 0
 
@@ -132,19 +138,19 @@ class _FrameCount:
         """Count a frame at a time in seconds."""
         steps = (moment - self.time) * self.video.rate
         self._num_regular += 0.9 < steps < 1.1
-        is_behind_hole = self.num_failures > 0 and self.index >= 0 and steps > 1.5
+        # An AVI has one rate throughout, and others may pause.
+        may_miss = self.num_failures > 0 or self.kind == "avi"
+        is_behind_hole = may_miss and self.index >= 0 and steps > 1.5
         self.index += round(steps) if is_behind_hole else 1
         self.time, self.num_failures = moment, 0
         self.num_read += 1
 
-    def is_short(self, name: str) -> bool:
+    def is_short(self) -> bool:
         """Tell whether frames are missing. Only MP4, MOV and AVI say how many there are; others give a length in time."""
         expected = self.video.num_frames
-        if expected is None or self.num_read >= expected:
+        if expected is None or self.num_read >= expected - self._num_empty:
             return False
-        with open(name, "rb") as file:
-            start = file.read(12)
-        if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") or start[8:] == b"AVI ":
+        if self.kind:
             return True
         is_regular = self._num_regular > 0.9 * (self.num_read - 1)
         return is_regular and self.num_read < expected - max(2, expected // 50)
@@ -216,14 +222,94 @@ def _give_plain_name(source: str | int) -> Iterator[str | int]:
         yield str(link)
 
 
-def _describe_video(capture: Any, *, is_live: bool) -> Video:
+def _describe_video(capture: Any, name: str, *, is_live: bool) -> Video:
     cv2 = load_opencv()
     rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return Video(
-        rate=float(rate) if 0 < rate < 1000 else DEFAULT_RATE,
-        num_frames=int(count) if count > 0 and not is_live else None,
-        is_live=is_live,
-    )
+    rate = float(rate) if 0 < rate < 1000 else DEFAULT_RATE
+    num_frames = int(count) if count > 0 and not is_live else None
+    if num_frames is not None and find_container(name) == "mp4" and (shown := find_shown_seconds(name)) is not None:
+        # Programs that trim without encoding keep the frames that are not shown; one more than expected may be.
+        num_frames = min(num_frames, max(1, math.floor(shown * rate + 0.01)))
+    return Video(rate=rate, num_frames=num_frames, is_live=is_live)
+
+
+def find_container(name: str) -> str:
+    """Return "mp4" (MOV, too) or "avi" by a file's first bytes, else ""."""
+    with open(name, "rb") as file:
+        start = file.read(12)
+    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        return "mp4"
+    return "avi" if start[8:] == b"AVI " else ""
+
+
+_MOST_OF_INDEX = 2**26
+"""Bytes of the index of a video that are looked at; an hour has about a megabyte."""
+
+
+def find_shown_seconds(name: str) -> float | None:
+    """Return how long the edit list of an MP4's first video track lasts; None where it has none, or cannot be read.
+
+    Source: ISO/IEC 14496-12, 8.6.6 Edit List Box.
+    """
+    try:
+        with open(name, "rb") as file:
+            movie = _read_box(file, b"moov")
+        [header] = _find_boxes(movie, b"mvhd")
+        place = 20 if header[0] else 12
+        [scale] = struct.unpack_from(">I", header, place)
+        for track in _find_boxes(movie, b"trak"):
+            handlers = [box[8:12] for media in _find_boxes(track, b"mdia") for box in _find_boxes(media, b"hdlr")]
+            edits = [box for outer in _find_boxes(track, b"edts") for box in _find_boxes(outer, b"elst")]
+            if b"vide" in handlers and edits:
+                [number] = struct.unpack_from(">I", edits[0], 4)
+                form = ">QqI" if edits[0][0] else ">IiI"
+                entries = struct.iter_unpack(form, edits[0][8 : 8 + number * struct.calcsize(form)])
+                # An entry without a media time shows nothing.
+                total = sum(duration for duration, start, _ in entries if start >= 0)
+                return total / scale if total and scale else None
+    except (struct.error, ValueError, IndexError):
+        return None
+    return None
+
+
+def _read_box(file: BinaryIO, kind: bytes) -> bytes:
+    """Return the content of the first box of a kind at the top of a file, b"" where there is none."""
+    while len(head := file.read(8)) == 8:
+        size, found = struct.unpack(">I4s", head)
+        rest = size - 8 if size != 1 else struct.unpack(">Q", file.read(8))[0] - 16
+        if found == kind:
+            return file.read(min(rest, _MOST_OF_INDEX))
+        if size == 0 or rest < 0:
+            break
+        file.seek(rest, os.SEEK_CUR)
+    return b""
+
+
+def _find_boxes(content: bytes, kind: bytes) -> list[bytes]:
+    """Return the contents of the boxes of a kind that lie directly in the content of another."""
+    found, place = [], 0
+    while place + 8 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, place)
+        if size < 8:
+            break
+        if name == kind:
+            found.append(content[place + 8 : place + size])
+        place += size
+    return found
+
+
+def count_empty_frames(name: str) -> int:
+    """Return how many frames of an AVI its index names as empty: the frame before is shown again, and none is missing."""
+    with open(name, "rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            kind, size = struct.unpack("<4sI", head)
+            if kind == b"idx1":
+                index = file.read(min(size, _MOST_OF_INDEX) // 16 * 16)
+                entries = struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])
+                return sum(chunk[2:] in (b"dc", b"db") and length == 0 for chunk, _, _, length in entries)
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 0
 
 
 def _get_time(capture: Any, index: int, rate: float) -> float:
@@ -341,13 +427,16 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
 AHEAD = 4
 """Pictures that are decoded ahead; each takes 3 bytes a pixel."""
 
-PATIENCE = 5.0
-"""Seconds; a camera may hang for longer."""
+PATIENCE = 2.0
+"""Seconds; a camera, or a list that somebody types, may hang for longer."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
 NOT_READ = "unreadable or incomplete"
 _FORBIDDEN = "cannot be read; its permissions forbid it."
+
+_CHUNK = 65_536
+"""Bytes of a list that are read at once, at most."""
 
 _T = TypeVar("_T")
 
@@ -399,20 +488,40 @@ def list_inputs(
     tally = Tally() if tally is None else tally
     for name in names:
         if name == "-":
-            # A list may be from `find -print0`, or from a program that begins it with a mark of byte order.
-            texts = (text for line in stdin or () for text in line.split("\0"))
-            lines = (text.rstrip("\r\n").removeprefix("\ufeff") for text in texts)
-            yield from list_inputs((line for line in lines if line and line != "-"), tally=tally)
+            yield from list_inputs((entry for entry in _split_list(stdin) if entry not in ("", "-")), tally=tally)
         elif os.path.isdir(name) and (found := sorted(_walk(name, tally))):
             yield from found
         elif not os.path.lexists(name) and glob.has_magic(name) and (matches := glob.glob(name, recursive=True)):
-            yield from list_inputs(sorted(matches), tally=tally)
+            yield from list_inputs(
+                (os.path.join(".", match) if match == "-" else match for match in sorted(matches)), tally=tally
+            )
         elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
             tally.seen += 1
             yield BadInput(name, f"{name}: {_describe_nothing(name)}")
         else:
             tally.seen += 1
             yield name
+
+
+def _split_list(stream: TextIO | None) -> Iterator[str]:
+    """Yield the names of a list as they arrive: those between zero bytes, as of `find -print0`, where it begins with such, else its lines.
+
+    A mark of byte order at its beginning, which some programs write, belongs to no name.
+    """
+    if stream is None:
+        return
+    rest, end = b"", b""
+    while chunk := stream.buffer.read1(_CHUNK):
+        if not end:
+            # Between zero bytes a name may hold the end of a line.
+            chunk, end = chunk.removeprefix(codecs.BOM_UTF8), b"\0" if b"\0" in chunk else b"\n"
+        *whole, rest = (rest + chunk).split(end)
+        yield from (_decode_entry(entry, stream, end) for entry in whole)
+    yield _decode_entry(rest, stream, end)
+
+
+def _decode_entry(entry: bytes, stream: TextIO, end: bytes) -> str:
+    return (entry if end == b"\0" else entry.rstrip(b"\r")).decode(stream.encoding, "surrogateescape")
 
 
 def _describe_nothing(name: str) -> str:
@@ -426,69 +535,94 @@ def _describe_nothing(name: str) -> str:
 
 def open_inputs(
     names: Iterable[str | BadInput], *, every: int = 1, seconds: float | None = None, max_pixels: int = MAX_PIXELS
-) -> Iterator[Frame | BadInput]:
-    """Yield the pictures and the frames of files, decoded one after the other on a thread of their own.
+) -> ReadAhead[Frame | BadInput]:
+    """Return the pictures and the frames of files, decoded one after the other on a thread of their own.
 
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
-    `names` are from `list_inputs`; of videos the frames 0, every, 2 * every ... are yielded, up to the time `seconds`.
+    `names` are from `list_inputs`; of videos the frames 0, every, 2 * every ... are given, up to the time `seconds`.
     Pictures of more than `max_pixels` are refused. A video of which frames are missing ends with a `BadInput`. Of a camera
-    the newest frame is yielded: frames that arrived while the caller was busy are dropped.
+    the newest frame is given: frames that arrived while the caller was busy are dropped.
 
     Raises:
         EnvironmentProblem: a package that a video needs is not installed.
     """
     decoded = _decode(names, every=every, seconds=seconds, max_pixels=max_pixels)
-    yield from read_ahead(decoded, AHEAD, is_live=_is_of_camera)
+    return ReadAhead(decoded, AHEAD, is_live=_is_of_camera)
 
 
 def _is_of_camera(item: Frame | BadInput) -> bool:
     return isinstance(item, Frame) and item.video is not None and item.video.is_live
 
 
-def read_ahead(
-    items: Iterable[_T],
-    size: int,
-    *,
-    is_live: Callable[[_T], bool] = lambda item: False,
-    patience: float | None = PATIENCE,
-) -> Iterator[_T]:
-    """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place.
+class ReadAhead(Iterator[_T]):
+    """Items that a thread draws from an iterable ahead; its exception comes in its place.
 
-    A live item takes the place of a live one that still waits. Who leaves early waits for the thread for `patience` seconds;
-    None: until it has ended, as a network that computes on while Python ends takes the process down.
+    A live item takes the place of a live one that still waits. `close` may be called by any thread, and ends a `next` that waits.
+
+    Args:
+        items: what is drawn from.
+        size: so many items are drawn ahead at most.
+        is_live: whether an item is of a camera.
+        patience: seconds that `close` waits for the thread; None: until it has ended, as a network that computes on while Python
+            ends takes the process down.
+        source: what the items are made of, which is closed first: the thread may wait for it.
     """
-    waiting: collections.deque = collections.deque()
-    changed = threading.Condition()
-    is_over = False
 
-    def put(kind: str, value: Any) -> bool:
-        with changed:
-            if kind == "item" and is_live(value) and waiting and is_live(waiting[-1][1]):
-                waiting.pop()
-            changed.wait_for(lambda: is_over or len(waiting) < size)
-            waiting.append((kind, value))
-            changed.notify_all()
-            return not is_over
+    def __init__(
+        self,
+        items: Iterable[_T],
+        size: int,
+        *,
+        is_live: Callable[[_T], bool] = lambda item: False,
+        patience: float | None = PATIENCE,
+        source: object = None,
+    ) -> None:
+        self._size, self._is_live, self._patience = size, is_live, patience
+        self._source = source if isinstance(source, ReadAhead) else None
+        self._waiting: collections.deque = collections.deque()
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._thread = threading.Thread(target=_put_all, args=(items, self._put), name="dlfer-ahead", daemon=True)
 
-    thread = threading.Thread(target=_put_all, args=(items, put), name="dlfer-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            with changed:
-                changed.wait_for(lambda: waiting)
-                kind, value = waiting.popleft()
-                changed.notify_all()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        with changed:
-            is_over = True
-            changed.notify_all()
-        thread.join(patience)
+    def __next__(self) -> _T:
+        self.wait(None)
+        with self._changed:
+            kind, value = ("end", None) if self._is_over else self._waiting.popleft()
+            self._changed.notify_all()
+        if kind == "item":
+            return value
+        self.close()
+        if kind == "error":
+            raise value
+        raise StopIteration
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for the next item, at most so long; return whether it is there, or there is none."""
+        with self._changed:
+            if self._thread.ident is None and not self._is_over:
+                self._thread.start()
+            return self._changed.wait_for(lambda: self._waiting or self._is_over, seconds)
+
+    def close(self) -> None:
+        """End the thread, and every `next` that waits."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        if self._source is not None:
+            self._source.close()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(self._patience)
+
+    def _put(self, kind: str, value: Any) -> bool:
+        with self._changed:
+            if kind == "item" and self._waiting and self._is_live(value) and self._is_live(self._waiting[-1][1]):
+                self._waiting.pop()
+            self._changed.wait_for(lambda: self._is_over or len(self._waiting) < self._size)
+            if not self._is_over:
+                self._waiting.append((kind, value))
+            self._changed.notify_all()
+            return not self._is_over
 
 
 def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:

@@ -15,7 +15,7 @@ from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import UserError
 from dlfer.predict.crops import DETECTIONS_A_SECOND, Box, Crop, FaceFinder, FaceTracker, build_cropper, choose_interval
 from dlfer.predict.engines import Engine
-from dlfer.predict.media import BadInput, Frame, read_ahead, read_image
+from dlfer.predict.media import BadInput, Frame, ReadAhead, read_image
 
 UNCERTAIN = "uncertain"
 """The label of a face whose most probable one is below the threshold."""
@@ -29,6 +29,8 @@ SMOKE = (
 )
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
+_LONG = 0.5
+"""Seconds without another input, after which the pictures that were read are predicted."""
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
 """Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels; of a video up to the next
 frame on which faces are searched for, and at most twice the pixels."""
@@ -178,7 +180,8 @@ def predict_inputs(
         every: the one of `open_inputs`.
     """
     tracker, video = FaceTracker(smooth=smooth), None
-    found = read_ahead(_find_crops(predictor, inputs, detect_every=detect_every, every=every), 1, patience=None)
+    cropped = _find_crops(predictor, inputs, detect_every=detect_every, every=every)
+    found = ReadAhead(cropped, 1, patience=None, source=inputs)
     with closing(found):
         for batch, crops in found:
             predicted = iter(predictor.predict_crops(crops))
@@ -287,7 +290,9 @@ def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, eve
             place += 1
         else:
             batch.add(item)
-        if batch.is_full:
+        # What was read is predicted while the next input is long in coming, as in a list that another program writes.
+        is_late = video is None and isinstance(inputs, ReadAhead) and not inputs.wait(_LONG)
+        if batch.is_full or is_late:
             yield batch
             batch = _Batch()
     if batch.items:

@@ -7,7 +7,10 @@ log.jsonl; `read_metrics` puts the three together.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -307,6 +310,21 @@ def log_opening(
     else:
         run.log("test_opened", split=split, n=num_images, milestone=milestone)
     return count_openings(run.path, fingerprint)
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Let a run that cannot be written be used all the same, and say what follows from that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        if say is not None:
+            say(f"{run.path} cannot be written ({error.strerror}): {consequence}.")
 
 
 def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:

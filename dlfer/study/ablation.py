@@ -55,6 +55,11 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
                 "ablation.equal_compute: the cost of EF-FER1 is not known for pretrain.weights "
                 f"{config.pretrain.describe_weights()}; set it to false, or train EF-FER1 (pretrain.weights: null)."
             )
+        if config.model.family == "ensemble":
+            raise ConfigError(
+                "ablation.equal_compute: found true; what EF-FER1 cost the members of an ensemble is not added up. Set it to "
+                "false, or compare equal compute for each member's own experiment."
+            )
         arms[EQUAL_COMPUTE] = dict(arms[WITHOUT])
     seeds = config.ablation.seeds[:1] if smoke else config.ablation.seeds
     # How many epochs make it equal is known once EF-FER1 has been trained.
@@ -93,6 +98,10 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
     """
     done = next(member for member in members if member.arm == WITH and member.status == "finished")
     cost = done.cost
+    if cost.pretrain_images is None or cost.pretrain_image_size is None or not cost.finetune_images:
+        raise DlferError(
+            f"the arm {EQUAL_COMPUTE!r}: {done.path} does not say what EF-FER1 cost. Set ablation.equal_compute: false."
+        )
     pixels = cost.pretrain_images * cost.pretrain_image_size**2
     without = with_overrides(config, {"pretrain": None, **config.ablation.without})
     images_an_epoch = cost.finetune_images / len(read_history(Path(done.path) / "finetune" / "history.csv"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import numpy as np
@@ -108,3 +109,8 @@ def blank_figures(monkeypatch):
 def drawn_figures(blank_figures, monkeypatch):
     """Draw them after all, in one test of a module whose figures are blank."""
     monkeypatch.undo()
+
+
+def make_stdin(text: str) -> io.TextIOWrapper:
+    """Return a text as a program's standard input."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")

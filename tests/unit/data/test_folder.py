@@ -415,3 +415,22 @@ def test_a_folder_without_classes_is_not_said_to_be_ignored(tmp_path):
     with pytest.raises(DataError, match="A list of labels beside images is not read") as caught:
         scan_folder(tmp_path)
     assert "ignore" not in str(caught.value)
+
+
+def test_a_turned_picture_whose_header_does_not_say_so_is_fitted(tmp_path):
+    """In a PNG the EXIF data may stand behind the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label in ("happy", "sad"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(pixels).save(tmp_path / label / "1.png")
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    data = (tmp_path / "turned.png").read_bytes()
+    begin = data.find(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+    tail = data.find(b"IEND") - 4
+    (tmp_path / "happy" / "2.png").write_bytes(data[:begin] + data[end:tail] + data[begin:end] + data[tail:])
+    (tmp_path / "turned.png").unlink()
+    found = load_folder(DataConfig(source="folder", path=str(tmp_path)), image_size=20)
+    assert found.train.images.shape == (3, 20, 30, 1)

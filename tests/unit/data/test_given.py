@@ -6,6 +6,7 @@ import gzip
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dlfer.data.given import open_data, parse_split, recognise
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError, UserError
 from dlfer.experiment.audit import load_inspected
+from dlfer.export.images import load_held
 
 CSV = "emotion,pixels,Usage\n" + "".join(f"{n},{' '.join([str(n)] * 2304)},Training\n" for n in (0, 3))
 YAML = "# mine\nexperiment: {name: x}\nfinetune: {data: {source: synthetic_faces}, image_size: 32}\n"
@@ -125,6 +127,24 @@ def test_of_several_csvs_in_a_folder_the_first_with_pixels_is_read_and_the_other
         (note,) = given.notes
         assert note.startswith("fer2013.csv beside train.csv was not read")
         assert note in load_inspected(given).notes
+
+
+def test_a_train_csv_and_a_labelled_test_csv_are_two_splits(tmp_path):
+    """As Kaggle's competition has them; leaks between them are looked for, and the test split is what is evaluated."""
+    lines = [f"{n % 7},{' '.join([str(n)] * 2304)}" for n in range(21)]
+    (tmp_path / "train.csv").write_text("\n".join(["emotion,pixels", *lines]))
+    (tmp_path / "test.csv").write_text("\n".join(["emotion,pixels", *lines[:7]]))
+    with open_data(tmp_path) as given:
+        found = load_inspected(given)
+    assert {split.name: len(split) for split in found.splits} == {"Training": 21, "test": 7}
+    held, _, _ = load_held(tmp_path, SimpleNamespace(aspect="crop", image_size=48))
+    assert {name: len(split) for name, split in held.items()} == {"test": 7, "train": 21}
+    # Of a csv that is named itself its own rows count.
+    held, _, _ = load_held(tmp_path / "train.csv", SimpleNamespace(aspect="crop", image_size=48))
+    assert {name: len(split) for name, split in held.items()} == {"all": 21}
+    (tmp_path / "test.csv").write_text("\n".join(["pixels", "1 2"]))
+    with open_data(tmp_path) as given:
+        assert given.csv == tmp_path / "train.csv"
 
 
 def test_a_folder_whose_only_csv_has_no_pixels_is_told_its_columns(tmp_path):

@@ -476,3 +476,22 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"the file is empty\. Replace or delete it"):
         read_image(tmp_path / name)
+
+
+def test_the_length_of_a_file_is_not_taken_for_a_depth(tmp_path):
+    """Of a TIFF and a JPEG 2000 Pillow's decoder gets a place or a length, in which 16 may occur."""
+    path = tmp_path / "a.tif"
+    for side in range(8, 60):
+        dark = Image.fromarray(np.full((side, side, 3), 5, np.uint8))
+        dark.save(path)
+        assert read_image(path).max() == 5
+    dark.save(path, tiffinfo={281: (255, 255, 255)})
+    assert read_image(path).max() == 5
+
+
+def test_a_tiff_in_which_zero_is_white_is_read_so(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.tag_v2[262] == 0
+    assert read_image(tmp_path / "a.tif")[..., 0].ravel().tolist() == (255 - (values >> 8)).ravel().tolist()

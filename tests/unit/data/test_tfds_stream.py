@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data import tfds_read, tfds_stream
 from dlfer.data.bundle import Split
+from dlfer.data.folder import load_folder
 from dlfer.data.pipeline import count_steps, find_class_weights, iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.data.tfds_stream import load_tfds, read_split
@@ -253,6 +255,45 @@ def test_num_images_and_slices_limit_the_parts(records, images):
     assert np.bincount(read(drawn, 6)[0][1]).tolist() == [2, 2, 2]
 
 
+def test_class_folders_have_no_slices(images):
+    with pytest.raises(DataError, match=r"found 'train\[:50%\]', expected a folder of .* class folders have no slices"):
+        load(images, "image_folder", splits={"train": "train[:50%]", "validation": "train[50%:]"})
+
+
+def test_files_of_a_streamed_folder_are_read_as_those_in_memory(tmp_path):
+    """Upright, transparency over white, by any name."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+    alpha = np.dstack([pixels, rng.integers(0, 2, (20, 20), np.uint8) * 255])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.fromarray(pixels[..., 0])
+    for split in ("train", "val"):
+        for label in ("chats", "zèbres"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / "Zoë.jpg", quality=95)
+            Image.fromarray(pixels).save(folder / "turned.jpg", quality=95, exif=exif)
+            Image.fromarray(pixels).save(folder / "turned.png", exif=exif)
+            Image.fromarray(alpha).save(folder / "alpha.png")
+            grey.save(folder / "through.png", transparency=int(pixels[0, 0, 0]))
+            grey.save(folder / "a.gif")
+            grey.save(folder / "a.bmp")
+            (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "alpha.png").read_bytes())
+    split = load_tfds(
+        DataConfig(
+            source="tfds", name="image_folder", path=str(tmp_path), crop={"train": "none", "validation": "none"}
+        ),
+        20,
+    ).train
+    kept = load_folder(DataConfig(source="folder", path=str(tmp_path)), image_size=20).train
+    expected = dict(zip(kept.ids.tolist(), kept.images, strict=True))
+    assert len(split) == 16
+    for image, name in zip(split.images, split.ids.tolist(), strict=True):
+        # Two decoders of JPEG differ in how they enlarge the chroma.
+        assert np.abs(image.astype(int) - expected[name]).mean() < (3 if name.endswith(".jpg") else 0.01), name
+
+
 def test_a_part_made_of_two_slices_has_each_image_once(records):
     split = load(records, splits={"train": "train[:7]+train[40:]"}).train
     ids = ids_of(read(split, 4, training=False))
@@ -311,6 +352,9 @@ def test_errors_say_what_there_is(records, images, tmp_path):
         load(records, splits={"train": "trian"})
     with pytest.raises(DataError, match="Did you mean cifar10"):
         load(tmp_path, "cifar01")
+    for name in ("mnist/foo", "a/b/c", "mnist:99.0.0"):
+        with pytest.raises(DataError, match=f"no such form of '{name}'|knows no data set '{name}'"):
+            load(tmp_path, name)
     with pytest.raises(MissingDataError, match="there is no such folder"):
         load(tmp_path / "nowhere", "image_folder")
     (images / "val").rename(images / ".val")

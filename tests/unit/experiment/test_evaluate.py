@@ -109,6 +109,22 @@ def test_an_ignored_output_is_left_out_before_the_probabilities_are_divided():
     assert found.unknown == ()
 
 
+def test_an_output_fills_one_label_of_the_data():
+    """Among other classes, data may have two names of one expression."""
+    labels = ("joy", "happy", "awe", "sad")
+    split = Split("s", np.zeros((4, 4, 4, 1), np.uint8), np.arange(4), np.array(list("abcd")))
+    own = ("happy", "joy", "sadness")
+    found = align_labels(split, labels, own, choose_columns(own))
+    assert (found.columns, found.unknown) == ((1, 0, None, 2), ("awe",))
+    own = ("happy", "sadness")
+    found = align_labels(split, labels, own, choose_columns(own))
+    assert (found.columns, found.unknown) == ((None, 0, None, 1), ("joy", "awe"))
+    own = ("happiness", "sadness", "Awe")
+    found = align_labels(split, labels, own, choose_columns(own))
+    assert found.columns == (None, None, 2, 1, 0)
+    assert choose_columns(("happy", "joy", "sad"), ["happy"]) == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "contents", "expected"),
     [
@@ -181,7 +197,7 @@ def test_a_temperature_gives_the_calibration_after_it_and_leaves_the_predictions
 @pytest.mark.parametrize(
     ("labels", "ignore", "message"),
     [
-        (("happy", "joy"), (), "found happy, joy, expected a different name for each output"),
+        (("happy", "Happy "), (), "found happy, Happy , expected a different name for each output"),
         (("happy", ""), (), "an empty name"),
         (("happy", "sad"), ("contempt",), "--ignore: found contempt, expected some of --labels happy,sad"),
         (("happy", "sad"), ("sad",), "found 1 that are not ignored"),

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlfer.errors import ModelError, UserError
 from dlfer.model.weights_file import check_keras_file
+from dlfer.predict import foreign
 from dlfer.predict.foreign import open_foreign, parse_input, to_probabilities
 
 RNG = np.random.default_rng(3)
@@ -248,3 +249,74 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
     model = open_foreign(tmp_path / "m.keras", parse_input("6x6 gray /255"), 3)
     with pytest.raises(ModelError, match="NaN or infinite for 2 of 2 images"):
         model.compute_outputs(draw_images(2))
+
+
+def test_a_file_that_takes_one_image_at_a_time_whatever_it_says_is_given_one(tmp_path):
+    """A fixed Reshape inside, as exporters leave it; another gives one answer for all."""
+    kernel = RNG.normal(0, 0.1, (36, 3)).astype(np.float32)
+    for name, nodes in (
+        ("fixed", [helper.make_node("Reshape", ["images", "shape"], ["flat"])]),
+        (
+            "mean",
+            [
+                helper.make_node("ReduceMean", ["images", "axes"], ["one"], keepdims=1),
+                helper.make_node("Flatten", ["one"], ["flat"]),
+            ],
+        ),
+    ):
+        graph = helper.make_graph(
+            [*nodes, helper.make_node("MatMul", ["flat", "kernel"], ["logits"])],
+            "g",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 6, 6, 1])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["m", 3])],
+            [
+                numpy_helper.from_array(kernel, "kernel"),
+                numpy_helper.from_array(np.array([1, 36]), "shape"),
+                numpy_helper.from_array(np.array([0]), "axes"),
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    images = draw_images(5)
+    expected = (images / np.float32(255)).reshape(5, 36) @ kernel
+    for name in ("fixed", "mean"):
+        opened = open_foreign(tmp_path / f"{name}.onnx", parse_input("6x6 gray /255"), 3)
+        assert opened.batch == 1
+        np.testing.assert_allclose(opened.compute_outputs(images), expected, atol=1e-5)
+
+
+def test_what_a_runtime_cannot_answer_names_the_file_and_the_description(tmp_path):
+    """All sides are open, and the product inside needs 108 numbers."""
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "kernel"], ["logits"])],
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", "h", "w", "c"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.zeros((108, 3), np.float32), "kernel")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(
+        ModelError, match=r'a.onnx: cannot answer arrays of the shape \[1, 6, 6, 1\] that --input "6x6 gray /255 nhwc"'
+    ):
+        open_foreign(tmp_path / "a.onnx", parse_input("6x6 gray /255 nhwc"), 3)
+    assert open_foreign(tmp_path / "a.onnx", parse_input("6x6 rgb /255 nhwc"), 3).batch is None
+
+
+def test_rows_of_a_softmax_in_eight_bits_are_probabilities():
+    rng = np.random.default_rng(0)
+    exact = softmax(rng.normal(0, 2, (20_000, 8)))
+    rounded = np.clip(np.round(exact * 256), 0, 255) / 256
+    assert np.abs(rounded.sum(axis=1) - 1).max() > 1e-2
+    assert np.abs(to_probabilities(rounded, "softmax", "a.tflite") - exact).max() < 0.02
+    with pytest.raises(ModelError, match="sum to"):
+        to_probabilities(exact * 0.97, "softmax", "a.tflite")
+
+
+def test_numbers_far_beyond_what_a_litert_file_takes_are_refused():
+    detail = {"dtype": np.uint8, "quantization": (1 / 255, 0)}
+    given = parse_input("6x6 gray 0..255")
+    with pytest.raises(ModelError, match="makes numbers from 0 to 255, and the file takes 0 to 1"):
+        foreign._quantise("m.tflite", given, detail, np.array([0.0, 255.0]))
+    # A little is cut off where a file was calibrated on other images.
+    assert foreign._quantise("m.tflite", given, detail, np.array([0.0, 1.05])).tolist() == [0, 255]

@@ -1,7 +1,8 @@
 """Names lead to files; what is damaged takes its place; decoding runs ahead, but not far; videos keep their times."""
 
-import io
+import struct
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from dlfer.data.files import Tally
 from dlfer.errors import DataError
 from dlfer.predict import media
 from dlfer.predict.draw import VideoWriter
-from dlfer.predict.media import BadInput, Frame, is_video, list_inputs, open_inputs, read_ahead, read_video
+from dlfer.predict.media import BadInput, Frame, ReadAhead, is_video, list_inputs, open_inputs, read_video
+from tests.unit.conftest import make_stdin
 
 
 def write_picture(path, value=10):
@@ -41,7 +43,7 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     assert list(list_inputs([str(tmp_path / "in")])) == sorted([a, b])
     assert list(list_inputs([str(tmp_path / "in" / "**" / "*.PNG")])) == [b]
     assert list(list_inputs([odd])) == [odd]
-    assert list(list_inputs(["-", "camera:0"], stdin=io.StringIO(f"{a}\n\n{b}\r\n-\n"))) == [a, b, "camera:0"]
+    assert list(list_inputs(["-", "camera:0"], stdin=make_stdin(f"{a}\n\n{b}\r\n-\n"))) == [a, b, "camera:0"]
     tally = Tally()
     bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")], tally=tally))
     assert tally.seen == 2
@@ -50,10 +52,23 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     assert "nothing matches" in bad[1].error
 
 
-@pytest.mark.parametrize("text", ["{a}\0{b}\0", "\ufeff{a}\n{b}", "\ufeff{a}\r\n\r\n{b}\r\n"])
+@pytest.mark.parametrize("text", ["{a}\0{b}\0", "{a}\0{b}", "\ufeff{a}\n{b}", "\ufeff{a}\r\n\r\n{b}\r\n"])
 def test_lists_as_other_programs_write_them(tmp_path, text):
     a, b = write_picture(tmp_path / "a.png"), write_picture(tmp_path / "b c.png")
-    assert list(list_inputs(["-"], stdin=io.StringIO(text.format(a=a, b=b)))) == [a, b]
+    assert list(list_inputs(["-"], stdin=make_stdin(text.format(a=a, b=b)))) == [a, b]
+
+
+def test_between_zero_bytes_a_name_may_hold_a_line_end(tmp_path):
+    odd, a = write_picture(tmp_path / "new\nline.png"), write_picture(tmp_path / "a.png")
+    assert list(list_inputs(["-"], stdin=make_stdin(f"{odd}\0{a}\0"))) == [odd, a]
+
+
+def test_a_file_called_minus_that_a_glob_matches_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_bytes(Path(write_picture(tmp_path / "a.png")).read_bytes())
+    found = list(list_inputs(["[-a]*"]))
+    assert len(found) == 2
+    assert [type(item) for item in open_inputs(found)] == [Frame, Frame]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +112,7 @@ def test_reading_ahead_is_bounded_keeps_the_order_and_hands_errors_over():
             yield number
         raise ValueError("the last")
 
-    reader = read_ahead(draw(), 2)
+    reader = ReadAhead(draw(), 2)
     assert next(reader) == 0
     assert met.wait(5)  # one handed over, two waiting, one in the hand
     assert drawn == 4
@@ -117,10 +132,31 @@ def test_leaving_early_ends_the_thread_and_closes_the_source():
         finally:
             closed.set()
 
-    reader = read_ahead(draw(), 2)
+    reader = ReadAhead(draw(), 2)
     next(reader)
     reader.close()
     assert closed.wait(5)
+
+
+def test_closing_ends_a_reader_of_a_reader_that_waits():
+    """As Ctrl-C does while `dlfer predict -` waits for the next name."""
+    is_waiting, may_end = threading.Event(), threading.Event()
+
+    def draw():
+        yield 1
+        is_waiting.set()
+        may_end.wait(60)
+
+    inner = ReadAhead(draw(), 2, patience=0.01)
+    outer = ReadAhead((2 * item for item in inner), 1, patience=None, source=inner)
+    assert next(outer) == 2
+    assert is_waiting.wait(5)
+    assert not outer.wait(0.01)
+    begin = time.monotonic()
+    outer.close()
+    assert time.monotonic() - begin < 30
+    may_end.set()
+    assert list(outer) == []
 
 
 def test_of_live_items_the_newest_waits_and_others_keep_their_places():
@@ -132,7 +168,7 @@ def test_of_live_items_the_newest_waits_and_others_keep_their_places():
         yield from ("video 1", "video 2", "live 1", "live 2", "live 3", "video 3")
         is_done.set()
 
-    reader = read_ahead(draw(), 9, is_live=lambda item: item.startswith("live"))
+    reader = ReadAhead(draw(), 9, is_live=lambda item: item.startswith("live"))
     assert next(reader) == "first"
     may_go_on.set()
     assert is_done.wait(5)
@@ -306,6 +342,46 @@ def test_a_video_that_is_cut_short_is_reported_with_its_frames(tmp_path, name, c
     assert 20 < len(frames) < 45
     assert f"{len(frames)} of 60 frames could be read" in last.error
     assert [type(item) for item in open_inputs([str(tmp_path / name)], seconds=1.0)] == [Frame] * 11
+
+
+def test_a_video_trimmed_by_its_edit_list_is_whole(tmp_path):
+    """As phones and `ffmpeg -c copy` trim: the frames that are not shown stay in the file."""
+    data = bytearray(write_noisy_video(tmp_path / "a.mp4", "mp4v"))
+    edit, movie, track = (data.find(kind) for kind in (b"elst", b"mvhd", b"mdhd"))
+    [movie_scale], [track_scale] = (struct.unpack_from(">I", data, place + 16) for place in (movie, track))
+    struct.pack_into(">Ii", data, edit + 12, movie_scale * 40 // 10, track_scale * 20 // 10)
+    (tmp_path / "a.mp4").write_bytes(data)
+    frames = list(open_inputs([str(tmp_path / "a.mp4")]))
+    assert [type(item) for item in frames] == [Frame] * len(frames)
+    assert 40 <= len(frames) <= 41
+    # Where such a file is cut short, frames are missing all the same.
+    begin = len(data) * 6 // 10
+    (tmp_path / "a.mp4").write_bytes(data[:begin] + bytes(len(data) // 5) + data[begin + len(data) // 5 :])
+    *_, last = open_inputs([str(tmp_path / "a.mp4")])
+    assert "of 40 frames could be read" in last.error
+
+
+def test_frames_that_an_avi_leaves_empty_are_not_missing(tmp_path):
+    """Recorders write them where a frame came too late; the frame before is shown again."""
+    data = write_noisy_video(tmp_path / "a.avi", "MJPG")
+    begin = data.find(b"movi") - 8
+    [size] = struct.unpack_from("<I", data, begin + 4)
+    place, movie, index, number = begin + 12, b"", b"", 0
+    while place < begin + 8 + size:
+        kind, length = struct.unpack_from("<4sI", data, place)
+        content = data[place + 8 : place + 8 + length]
+        if kind == b"00dc":
+            content = b"" if number in (10, 11, 20) else content
+            number += 1
+            index += struct.pack("<4sIII", kind, 0x10, 4 + len(movie), len(content))
+        movie += struct.pack("<4sI", kind, len(content)) + content + bytes(len(content) % 2)
+        place += 8 + length + length % 2
+    body = data[12:begin] + struct.pack("<4sI4s", b"LIST", 4 + len(movie), b"movi") + movie
+    body += struct.pack("<4sI", b"idx1", len(index)) + index
+    (tmp_path / "a.avi").write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"AVI ") + body)
+    frames = list(open_inputs([str(tmp_path / "a.avi")]))
+    assert [frame.index for frame in frames] == [index for index in range(60) if index not in (10, 11, 20)]
+    assert frames[-1].seconds == pytest.approx(5.9)
 
 
 def test_marked_videos_keep_the_times_of_frames_at_varying_rates(tmp_path):
