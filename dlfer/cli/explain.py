@@ -9,7 +9,6 @@ import typer
 
 from dlfer.cli.options import DetectorSize, Faces, Force, Model, print_text, say
 from dlfer.errors import UserError
-from dlfer.runs.files import check_writable
 
 
 def explain(
@@ -79,7 +78,10 @@ def explain(
         from dlfer.runs.find import find_model
 
         find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.runs.files import check_writable
+
     check_writable(out, "--out")
+
     from dlfer.explain.explanation import MapOptions
     from dlfer.explain.jobs import ExplainJob, explain_pictures
 

@@ -43,13 +43,17 @@ def ship(
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
     """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
-    from dlfer.runs.find import check_hub, open_run_of_model
+    from dlfer.runs.find import check_hub, list_model_places, open_run_of_model
 
     if private and to_hub is None:
         raise UserError("dlfer ship --private: applies to the repository of --to-hub; add --to-hub ORG/NAME.")
     if to_hub is not None:
         check_hub(to_hub)
         hub_folder = hub_folder or Path("exports") / f"{name}-hub"
+    if hub_folder is not None and hub_folder.resolve().is_relative_to((out / name).resolve()):
+        raise UserError(
+            f"--hub-folder {hub_folder}: is the folder of the shipped model, or lies in it; choose another one."
+        )
     open_run_of_model(run)  # a wrong name is refused before TensorFlow is loaded
 
     from dlfer.export.ship import check_hub_folder, describe_int8, describe_speed, ship_model, write_hub_folder
@@ -67,6 +71,10 @@ def ship(
     say(describe_speed(about.shipped.speed))
     if about.smoke:
         say(SMOKE)
+    if default and not any(path.parent.samefile(place) for place in list_model_places() if place.is_dir()):
+        say(
+            f"It will be the default only where DLFER_HOME names a folder whose saved_models is {out}; no model is looked up there now."
+        )
     print_text(path)
     if hub_folder is None:
         return

@@ -122,7 +122,7 @@ def _check_arm(tree: Mapping[str, Any], arm: str, keys: Mapping[str, Any]) -> li
     before = set(validate(base)[1])
     settings = {"pretrain": None} if arm == "without" else {}
     problems = []
-    for problem in validate_with(base, settings | _sort_keys(keys), before)[1]:
+    for problem in validate_with(base, settings | sort_keys(keys), before)[1]:
         dotted = ".".join(problem.key)
         culprit = next((key for key in keys if is_within(dotted, key)), None)
         where = ("ablation", arm) if culprit is None else ("ablation", arm, culprit)
@@ -137,7 +137,7 @@ def _iterate_cells(sweep: Mapping[str, Any], *, has_pretrain: bool) -> Iterator[
         for choice in product(*axes.values()):
             yield _combine(dict(zip(axes, choice, strict=True)), has_pretrain=has_pretrain)
     for name, overrides in sweep.get("cells", {}).items():
-        yield Cell(name, {}, _sort_keys(overrides))
+        yield Cell(name, {}, sort_keys(overrides))
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def _combine(chosen: Mapping[str, _Value], *, has_pretrain: bool) -> Cell:
         if left or not value.overrides:
             titles.append(value.title)
             settings[axis] = value.setting
-    return Cell(", ".join(titles) or "as it is", settings, _sort_keys(kept))
+    return Cell(", ".join(titles) or "as it is", settings, sort_keys(kept))
 
 
-def _sort_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def sort_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys in the order in which they must be set: a section before what stands in it."""
     return dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
 
@@ -280,6 +280,8 @@ def _check_names(sweep: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
     if len(names) < 2:
         found = f"one cell, {names[0]}" if names else "no cell"
         return [Problem(("sweep",), f"found {found}; expected two or more, in grid or cells.")]
+    if any(not name.strip() for name in names):
+        return [Problem(("sweep",), "found a cell without a name; give every bundle and cell one.")]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         return [Problem(("sweep",), f"two cells are called {repeated!r}; give bundles and cells different names.")]
@@ -356,7 +358,7 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for dotted, spec in space.items():
         key = ("search", "space", dotted)
-        wrong = check_key(dotted, "search over keys of model, pretrain, finetune.")
+        wrong = check_key(dotted, "search over keys of model, pretrain, finetune.") or _check_comparable(dotted)
         if wrong is None and isinstance(spec, dict):
             wrong = _check_spec(spec) or _check_step(dotted, spec) or _check_when(space, dotted)
             if wrong is None and tree.get(dotted.split(".")[0], {}) is not None:
@@ -364,6 +366,33 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
         if wrong:
             problems.append(Problem(key, wrong))
     return problems
+
+
+_OF_IMAGES = (
+    "source",
+    "path",
+    "name",
+    "splits",
+    "folders",
+    "protocol",
+    "fold",
+    "folds",
+    "split",
+    "select_on",
+    "labels",
+    "fraction",
+    "seed",
+)
+
+
+def _check_comparable(dotted: str) -> str | None:
+    """Return why trials that differ in a key cannot be ranked by validation; None where they can."""
+    if is_within(dotted, "experiment.seed"):
+        return "a search over seeds finds the luckiest one; take it out, and train the best trial with several seeds."
+    keys = [*(f"finetune.data.{key}" for key in _OF_IMAGES), "finetune.data.num_images.validation"]
+    if any(is_within(dotted, key) or is_within(key, dotted) for key in keys):
+        return "trials would be ranked on different validation images; take it out, and compare them by a sweep or by runs of their own."
+    return None
 
 
 def check_key(dotted: str, hint: str) -> str | None:
@@ -393,7 +422,13 @@ def _check_spec(spec: Mapping[str, Any]) -> str | None:
         )
     kind, values = kinds[0], spec[kinds[0]]
     if kind == "choice":
-        return None if isinstance(values, list) and values else f"choice: found {values!r}, expected a list of values."
+        if not isinstance(values, list) or not values:
+            return f"choice: found {values!r}, expected a list of values."
+        texts = [json.dumps(value, sort_keys=True) for value in values]
+        twice = next((value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1), None)
+        return (
+            None if len(set(texts)) == len(texts) else f"choice: found {_show(twice)} twice, expected different values."
+        )
     if not (isinstance(values, list) and len(values) == 2 and all(_is_number(value) for value in values)):
         return f"{kind}: found {values!r}, expected two numbers, [low, high]."
     low, high = values

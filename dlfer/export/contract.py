@@ -235,7 +235,7 @@ def compare_export(
     )
 
 
-def check_agreement(name: str, agreement: Agreement, limits: Limits) -> None:
+def check_agreement(name: str, agreement: Agreement, limits: Limits, *, advice: str = "Use another format.") -> None:
     """Raise ExportError where an export differs from its artifact by more than the limits."""
     others = agreement.other_sizes or agreement
     differences = [agreement.largest_difference, others.largest_difference]
@@ -250,7 +250,7 @@ def check_agreement(name: str, agreement: Agreement, limits: Limits) -> None:
     raise ExportError(
         f"export to {name}: refused, nothing was written. On {agreement.n:,} images ({agreement.images}) the "
         f"probabilities differ by up to {largest:.3g} and "
-        f"{100 * same:.1f} % of the labels agree; expected {' and '.join(wanted)}. Use another format."
+        f"{100 * same:.1f} % of the labels agree; expected {' and '.join(wanted)}. {advice}"
     )
 
 

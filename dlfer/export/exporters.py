@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -40,11 +41,13 @@ from dlfer.export.graph import FEATURES, INPUT, OUTPUT, build_function, check_ex
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.model.classifier import Classifier
 from dlfer.model.families import load_artifact
+from dlfer.predict.predictor import RESEARCH_ONLY
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.artifact import ExportAbout, ExportRecord, read_artifact_record
-from dlfer.runs.files import check_outputs, check_writable, explain_write_error
+from dlfer.runs.files import check_outputs, check_writable, explain_write_error, hash_file
 from dlfer.runs.find import find_model, find_run_of
+from dlfer.runs.records import ArtifactRecord
 from dlfer.runs.run import Run
 
 
@@ -447,6 +450,9 @@ def _write_beside(folder: Path, record: ExportRecord, exporter: Exporter, card: 
     return record
 
 
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+
+
 def export_model(
     name: str,
     formats: tuple[str, ...],
@@ -485,19 +491,23 @@ def export_model(
     folder = find_model(name)
     record = read_artifact_record(folder)
     about = record.about
-    # <experiment>-<run> of a run's model, else the name of the folder.
-    full_name = "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
-    out = Path("exports") / full_name if out is None else Path(out)
+    # The name of a shipped model, else <experiment>-<run> of a run's, else that of the folder. An artifact may be a stranger's, and
+    # its names shall not lead out of the folder of exports.
+    full_name = about.name or "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
+    out = Path("exports") / (_NOT_IN_NAMES.sub("_", full_name).lstrip(".") or "model") if out is None else Path(out)
     check_writable(out, "--out")
+    if size is not None and all(EXPORTERS[format_name].any_size for format_name in formats):
+        raise UserError(f"--size: {', '.join(formats)} takes images of any size; leave it out.")
     for format_name in formats:
-        _check_target(out / format_name, [data, *(folder / file for file in record.sha256)], force=force)
+        _check_target(out / format_name, [data, *(folder / file for file in record.sha256)], record, force=force)
     classifier = load_artifact(name)
     check_needs(classifier, formats)
     run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
     sample = gather_sample(classifier, record, run=run, data=data, say=say)
-    side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
+    native = find_native_size(run) or (about.face_size and (about.face_size, about.face_size))
+    side = compute_side(*(native or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
-        card=_read_card(folder, run),
+        card=_read_card(folder, run, research_only=bool(about.research_only)),
         about=ExportAbout(
             model=full_name,
             family=record.family,
@@ -523,15 +533,30 @@ def export_model(
     return done
 
 
-def _check_target(target: Path, inputs: list[Path | None], *, force: bool) -> None:
-    """Raise unless a folder is free for an export: not there, or an earlier export that nobody put anything into."""
+def _check_target(target: Path, inputs: list[Path | None], artifact: ArtifactRecord, *, force: bool) -> None:
+    """Raise unless a folder is free for an export: not there, or an earlier export of the same model that nobody changed."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not (target / EXPORT_FILE).is_file():
         raise UserError(f"{target}: the folder is not an export, so it is not replaced; move it, or use another --out.")
     files = [path for path in target.rglob("*") if not path.is_dir()]
     check_outputs({"--out": files}, inputs, force=True)
-    known = {EXPORT_FILE, *ExportRecord.require(target).sha256}
+    record = ExportRecord.require(target)
+    if record.about.artifact_sha256 != artifact.sha256 and not force:
+        raise UserError(
+            f"{target}: holds the export of another model, {record.about.model}; use another --out, or --force."
+        )
+    changed = [
+        name
+        for name, digest in record.sha256.items()
+        if (target / name).is_file() and hash_file(target / name) != digest
+    ]
+    if changed and not force:
+        raise UserError(
+            f"{target}: this export would be replaced, and was changed by hand: {', '.join(changed[:5])}; move it, use another "
+            "--out, or use --force."
+        )
+    known = {EXPORT_FILE, *record.sha256}
     others = sorted(name for path in files if (name := path.relative_to(target).as_posix()) not in known)
     if others and not force:
         raise UserError(
@@ -540,10 +565,11 @@ def _check_target(target: Path, inputs: list[Path | None], *, force: bool) -> No
         )
 
 
-def _read_card(folder: Path, run: Run | None) -> str:
-    """Return the card beside the artifact, else that of its run, else a line that says there is none."""
-    if (folder / CARD_FILE).is_file():
-        return (folder / CARD_FILE).read_text(encoding="utf-8")
+def _read_card(folder: Path, run: Run | None, *, research_only: bool) -> str:
+    """Return the card beside the artifact, which a hub calls README.md, else that of its run, else a line that says there is none."""
+    for name in (CARD_FILE, "README.md"):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
     if run is not None:
         return compose_card(run.path)
     return (
@@ -551,4 +577,6 @@ def _read_card(folder: Path, run: Run | None) -> str:
         "Find out what it was trained on and how accurate it is before you use it or pass it on. It predicts which "
         "label "
         "annotators would give to a picture of a face; it never detects what a person feels.\n"
+        + f"\n{RESEARCH_ONLY}\n"
+        * research_only
     )

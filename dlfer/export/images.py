@@ -12,7 +12,8 @@ import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, FacesConfig, NumImages
-from dlfer.data.bundle import Split
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.duplicates import hash_images
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.given import OFFICIAL, SPLITS, GivenData, open_data
@@ -20,10 +21,12 @@ from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_source_splits
 from dlfer.data.split import draw_subset
-from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
+from dlfer.errors import ConfigError, DataError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
 from dlfer.predict.engines import Engine
 from dlfer.predict.foreign import ForeignModel
+from dlfer.runs.changes import IMAGES_FILE
+from dlfer.runs.files import read_npz
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
 
@@ -97,20 +100,37 @@ def find_native_size(run: Run | None) -> tuple[int, int] | None:
 
 
 def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _Sets | None:
-    """Return validation and training images of a run; None where its data is not there, or streamed."""
+    """Return validation and training images of a run; None where its data is not there, has changed since, or is streamed."""
     stage = run.config().finetune
     say(f"loading the data of {run.path}")
     try:
         bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance, say=say)
     except (MissingDataError, ConfigError):
         return None
+    except DataError as error:
+        say(f"the data of {run.path} cannot be read any more: {error}")
+        return None
     if not isinstance(bundle.validation, Split) or not isinstance(bundle.train, Split):
+        return None
+    if not _has_same_images(run, bundle):
+        say(f"the data of {run.path} has changed since it was trained, so it is not compared on")
         return None
     return _Sets(
         map_targets(bundle.validation, bundle.labels, classifier.labels),
         f"validation of its run: {bundle.validation.name} of {bundle.source}",
         bundle.train,
         f"training images of its run: {bundle.train.name} of {bundle.source}",
+    )
+
+
+def _has_same_images(run: Run, bundle: DataBundle) -> bool:
+    """Tell whether the labels and the validation images are those that a run began with, as far as its list tells."""
+    try:
+        known = read_npz(run.path / IMAGES_FILE, names=("labels", "validation_digests"))
+    except (OSError, ValueError):  # of a run before they were kept
+        return True
+    return known["labels"].tolist() == list(bundle.labels) and np.array_equal(
+        np.sort(known["validation_digests"]), np.sort(hash_images(bundle.validation.images))
     )
 
 

@@ -127,7 +127,7 @@ def write_embedded_int8(classifier: Classifier, folder: Path, sample: Sample) ->
     try:
         about = write_onnx_int8(classifier, path, size=None, sample=sample)
         found = compare_export(classifier.predict, open_onnx(path), sample, labels=classifier.labels, any_size=True)
-        check_agreement("int8", found, QUANTISED)
+        check_agreement("int8", found, QUANTISED, advice="Leave --weights int8 out.")
     except DlferError:
         path.unlink(missing_ok=True)
         raise

@@ -195,7 +195,8 @@ def _count_alike(ranked: Sequence[RankedTrial]) -> int:
     best = ranked[0].row if ranked else None
     if best is None or best.low is None:
         return 0
-    others = [one.row for one in ranked[1:]]
+    # An engine may propose the same settings again, which are not trained again.
+    others = list({one.row.path: one.row for one in ranked[1:] if one.row.path != best.path}.values())
     return sum(
         row.status == "finished" and row.score is not None and best.low <= row.score <= best.high for row in others
     )

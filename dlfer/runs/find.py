@@ -7,6 +7,7 @@ is downloaded is checked as any other artifact is, where it is read: the sha256 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -260,16 +261,24 @@ def find_run_of(name: Path | str) -> Run | None:
 
 
 def open_run_of_model(run: Path | str) -> tuple[Run, Path]:
-    """Return a run that has a model, and the folder of the model.
+    """Return a finished run that has a model, and the folder of its model.
 
     Args:
-        run: its path, the beginning of its name, or the path of its model.
+        run: its path, the beginning of its name, or the path of its model. A shipped model of that name is not meant.
 
     Raises:
-        ModelError: there is no such run, it has no model, or it is a model without its run.
+        ModelError: there is no such run, it has no model or has not finished, or it is a model without its run.
     """
-    model = find_model(run)
-    return open_run(model.parent if (model.parent / RUN_FILE).is_file() else run), model
+    path = Path(run)
+    is_of_run = path.name == "model" and (path.parent / RUN_FILE).is_file()
+    opened = Run(path.parent) if is_of_run else open_run(run)
+    folder = _get_artifact_of_run(opened)
+    if opened.status != "finished":
+        raise ModelError(
+            f"{opened.path}: this run is {opened.status}, expected a finished one, whose model has been evaluated. Continue it "
+            f"with: dlfer run --resume {shlex.quote(str(opened.path))}"
+        )
+    return opened, folder
 
 
 def list_model_places() -> list[Path]:
@@ -299,7 +308,7 @@ def _get_artifact_of_run(run: Run) -> Path:
     )
 
 
-PATTERNS = ("*.json", "*.md", "*.yaml", "*.weights.h5", "*.onnx", "images.npz")
+PATTERNS = ("*.json", "*.md", "*.yaml", "*.weights.h5", "*.onnx", "images.npz", "features.npz", "*/features.npz")
 """Files of an artifact; others of a repository, such as pickles and programs, are not downloaded."""
 
 # A Path has one slash less.
@@ -386,7 +395,7 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
     except Exception as error:  # as of a download
         raise DlferError(
             f"{repository}: could not be pushed ({_shorten(error)}). The folder is written: {folder}. Once the cause is removed, "
-            f"push it with: hf upload {repository} {folder} ."
+            f"push it with: hf upload {repository} {shlex.quote(str(folder))} .{' --private' * private}"
         ) from error
     return str(address)
 

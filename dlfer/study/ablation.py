@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError
@@ -34,7 +32,7 @@ from dlfer.study.compare import (
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
-from dlfer.study.members import Member, Plan, group_finished
+from dlfer.study.members import Member, Plan, average_seconds, group_finished
 from dlfer.study.runner import StudyConsole
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
@@ -163,11 +161,12 @@ def _describe_costs(finished: Finished) -> list[str]:
     """Return what each arm's fine-tuning took, and what EF-FER1 cost besides."""
     notes = []
     for arm, members in finished.items():
-        costs = [member.cost for member in members]
-        seconds = np.mean([cost.finetune_seconds for cost in costs])
+        seconds = average_seconds(members)
+        if seconds is None:
+            continue
         text = f"{arm}: fine-tuning took {seconds / 60:.1f} min a seed"
         if arm == WITH:
-            before = costs[0].pretrain_seconds
+            before = members[0].cost.pretrain_seconds
             text += (
                 f"; EF-FER1 took {before / 60:.1f} min besides, once"
                 if before

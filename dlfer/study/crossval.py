@@ -37,7 +37,7 @@ from dlfer.runs.metrics_record import Estimate
 from dlfer.study.ablation import list_arm_keys
 from dlfer.study.compare import Finished, conclude_pair, correct_pairs, find_failures, list_unfinished
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
-from dlfer.study.members import Member, Plan, group_finished
+from dlfer.study.members import Member, Plan, average_seconds, group_finished
 from dlfer.study.runner import StudyConsole
 
 POOLED_FOLDER = "predictions"
@@ -122,7 +122,7 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
     rows = [_make_row(comparison, arm, one) for arm, one in pooled.items()]
     rows.sort(key=lambda row: -row.ranked_by)
     rows = [row.model_copy(update={"rank": number}) for number, row in enumerate(rows, start=1)]
-    reference = comparison.plan.reference if comparison.plan.reference in pooled else rows[0].arm
+    reference = comparison.plan.reference or rows[0].arm
     pairs = _compare_arms(reference, pooled, finished, num_folds=config.finetune.data.folds)
     order = [row.arm for row in rows]
     chosen = choose_by_fold(pooled)
@@ -290,15 +290,15 @@ def _make_row(comparison: Comparison, arm: str, pooled: Pooled) -> ArmRow:
             for split, value in means.items()
         },
         ranked_by=means["validation"],
-        seconds=float(np.mean([member.cost.finetune_seconds for member in members])),
+        seconds=average_seconds(members),
         cross_validated=found,
     )
 
 
 def _compare_arms(reference: str, pooled: Mapping[str, Pooled], finished: Finished, *, num_folds: int) -> list[ArmPair]:
-    """Compare every other arm with one of them on the folds that both finished, at least two; Holm's correction holds over all."""
+    """Compare every other arm with one of them, if it finished, on the folds that both finished, at least two; with Holm's correction."""
     pairs = []
-    for arm, other in pooled.items():
+    for arm, other in pooled.items() if reference in pooled else ():
         common = sorted(set(pooled[reference].members) & set(other.members))
         if arm == reference or len(common) < 2:
             continue
@@ -339,11 +339,15 @@ def _write_notes(
             "The row “each fold's own choice” includes the choice: each fold uses the arm that is best on its own "
             "validation split."
         )
-        if len(pairs) < len(rows) - 1:
+        if len(pairs) < len(rows) - 1 and comparison.plan.reference in (None, *finished):
             notes.append(
                 f"Not compared: {len(rows) - 1 - len(pairs)} of {len(rows) - 1} arms, which have fewer than two folds with the images "
                 "of those of the arm to compare with."
             )
+    if comparison.plan.reference not in (None, *finished):
+        notes.append(
+            f"No arm is compared with {comparison.plan.reference!r}, which was named beforehand: no fold of it has finished."
+        )
     missing = len(comparison.members) - len(metrics)
     if missing:
         notes.append(
@@ -359,7 +363,7 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
         "The interval of the trained models, and that of macro F1, is over images: it says how good these models are on other "
         "images, and nothing about the recipe.",
         f"The interval of the recipe is over trainings, too, each on {data.folds - 1} of {data.folds} parts of as many images "
-        f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). Neither is about a "
+        "(Student's t with one degree of freedom less than folds that have finished, Nadeau and Bengio's correction). Neither is about a "
         "model trained on all images, which tends to be better.",
     ]
     if data.subjects is not None:

@@ -207,6 +207,12 @@ def describe_process(config: ExperimentConfig) -> str:
     return config.experiment.model_dump_json(exclude={"name", "seed"})
 
 
+def average_seconds(members: Sequence[Member]) -> float | None:
+    """Return the mean seconds of fine-tuning of the members that say them; None where none does, as of models trained before."""
+    known = [seconds for member in members if (seconds := member.cost.finetune_seconds) is not None]
+    return sum(known) / len(known) if known else None
+
+
 def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
     """Return arm -> its finished members, without the arms that have none."""
     finished: dict[str, list[Member]] = {}

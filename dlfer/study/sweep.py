@@ -8,6 +8,7 @@ chooses a cell, and its metrics are those on the test split, or on validation wh
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -43,7 +44,7 @@ from dlfer.study.compare import (
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
-from dlfer.study.members import Member, Plan, group_finished
+from dlfer.study.members import Member, Plan, average_seconds, group_finished
 from dlfer.study.runner import StudyConsole
 
 BEST_FILE = "best.csv"
@@ -272,7 +273,7 @@ def _make_row(cell: Cell, members: Sequence[Member], rank_by: str) -> ArmRow:
         "test_macro_f1": _average_macro_f1(members, "test"),
         "settings": cell.settings,
         "ranked_by": row.validation.value if rank_by == "accuracy" else macro_f1,
-        "seconds": float(np.mean([member.cost.finetune_seconds for member in members])),
+        "seconds": average_seconds(members),
     }
     return row.model_copy(update=changes)
 
@@ -344,13 +345,17 @@ def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[Ar
     axes = _name_columns(comparison.config.sweep.grid, ["rank", "cell", *own])
     table = [_make_csv_row(row, cells[row.arm], axes) for row in rows]
     ranked = {row.arm for row in rows}
-    for name, cell in cells.items():
-        if name not in ranked:
-            of_cell = [member for member in comparison.members if member.arm == name]
-            error = next((member.error for member in of_cell if member.error), "")
-            statuses = dict.fromkeys(member.status for member in of_cell)
-            settings = {axes[axis]: value for axis, value in cell.settings.items()}
-            table.append({"cell": name, **settings, "status": " ".join(statuses), "error": error})
+    table += [
+        {"cell": name, **{axes[axis]: value for axis, value in cell.settings.items()}}
+        for name, cell in cells.items()
+        if name not in ranked
+    ]
+    for row in table:
+        of_cell = [member for member in comparison.members if member.arm == row["cell"]]
+        counts = Counter(member.status for member in of_cell)
+        # "finished" where all seeds have, "finished 1, failed 2" where some have not.
+        row["status"] = ", ".join(counts if len(counts) == 1 else [f"{status} {n}" for status, n in counts.items()])
+        row["error"] = next((member.error for member in of_cell if member.error), "")
     write_rows(comparison.run.path / SWEEP_FILE, ["rank", "cell", *axes.values(), *own], table)
 
 
@@ -361,7 +366,7 @@ def _name_columns(axes: Iterable[str], own: Sequence[str]) -> dict[str, str]:
 
 def _make_csv_row(row: ArmRow, cell: Cell, axes: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {axes[axis]: value for axis, value in cell.settings.items()}
-    values |= {"rank": row.rank, "cell": cell.name, "status": "finished"}
+    values |= {"rank": row.rank, "cell": cell.name}
     values |= {"num_seeds": len(row.seeds), "seconds": row.seconds}
     if row.train:
         values["train_accuracy"] = row.train.value

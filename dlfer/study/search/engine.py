@@ -98,7 +98,7 @@ def list_dimensions(search: SearchConfig) -> list[Dimension]:
         for name in [*reversed(list_ancestors(search.space, key)), key]:
             if name not in ordered:
                 ordered.append(name)
-    return [_read_dimension(key, search.space[key]) for key in ordered]
+    return [_read_dimension(key, search.space[key], search.space) for key in ordered]
 
 
 def is_active(dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
@@ -106,8 +106,12 @@ def is_active(dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
     return all(parent in chosen and chosen[parent] in values for parent, values in dimension.when.items())
 
 
-def _read_dimension(key: str, spec: Mapping[str, Any]) -> Dimension:
-    when = spec.get("when", {})
+def _read_dimension(key: str, spec: Mapping[str, Any], space: Mapping[str, Any]) -> Dimension:
+    # A condition may write 0 where the choice is 0.0; the engines compare texts.
+    when = {
+        parent: [choice for choice in space[parent]["choice"] if choice in values]
+        for parent, values in spec.get("when", {}).items()
+    }
     if "choice" in spec:
         return Dimension(key, "choice", choices=tuple(spec["choice"]), when=when)
     kind = "log" if "log" in spec else "between"

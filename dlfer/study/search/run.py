@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from dlfer.config.load import compute_digest, dump_experiment, load_experiment, load_recorded_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.variations import sort_keys
 from dlfer.errors import DlferError, ModelError, ResumeError, TrainingStopped, UserError
 from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import create_member_run
@@ -325,7 +326,7 @@ def format_best(run: Run, config: ExperimentConfig, arm: Arm, best: MemberRow) -
         f"validation {config.search.objective} {best.score:.4f}.\n{keys}"
         "# The value is too high, because the trial was selected by it. Evaluate it on test: dlfer run THIS_FILE\n"
     )
-    best_config = with_overrides(config, {**arm.base, **best.settings, "search": None})
+    best_config = with_overrides(config, sort_keys({**arm.base, **best.settings, "search": None}))
     return header + dump_experiment(best_config)
 
 
@@ -442,7 +443,7 @@ def _plan_winners(run: Run, config: ExperimentConfig, trials: Trials, options: R
             best = find_best(rows, config.search.objective)
             if best is None:
                 raise DlferError(f"The arm {arm.name!r} has no trial with a score, so there is nothing to compare.")
-            member = Member(arm.name, seed, {**arm.base, **best.settings})
+            member = Member(arm.name, seed, sort_keys({**arm.base, **best.settings}))
             own = find_trial_run(rows, best.settings, run.path) if seed == config.experiment.seed else None
             row = known.get((arm.name, seed))
             begun: Path | None = own.path if own is not None else None

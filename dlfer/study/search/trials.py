@@ -17,7 +17,7 @@ from typing import Any
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.config.variations import list_ancestors
+from dlfer.config.variations import list_ancestors, sort_keys
 from dlfer.errors import ConfigError, DlferError, shorten
 from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides
@@ -110,6 +110,11 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
         raise ConfigError(
             f"experiment {config.experiment.name}: has no section search. Add one with the keys to tune, e.g.\n"
             "search:\n  space:\n    finetune.optimizer.learning_rate: {log: [1e-5, 1e-2]}"
+        )
+    if config.model.family == "ensemble":
+        raise ConfigError(
+            "model.family: found ensemble, whose members are trained by experiments of their own; search over each member's "
+            "experiment, and combine the best by an ensemble afterwards."
         )
     if not ablation:
         check_absent_stage(config)
@@ -245,7 +250,7 @@ class TrialSource(Source):
             settings=proposal.settings,
         )
         try:
-            config = with_overrides(self.arm.config, {**self.arm.base, **proposal.settings})
+            config = with_overrides(self.arm.config, sort_keys({**self.arm.base, **proposal.settings}))
         except ConfigError as error:
             self._tell(row.change(status="failed", error=str(error), kind="ConfigError", is_users=True, seconds=0.0))
             return None

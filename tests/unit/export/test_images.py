@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,14 @@ from PIL import Image
 from dlfer.cli.export import _parse_size
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import ExperimentConfig
+from dlfer.data.sources import load_data
 from dlfer.errors import ExportError, MissingDataError, UserError
+from dlfer.experiment.lineage import index_images
 from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.predict.runtimes import compute_checksums
+from dlfer.runs.artifact import ExportAbout
+from dlfer.runs.files import write_npz
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, InputRecord, SplitRecord
 
 RECORD = ArtifactRecord(
@@ -154,9 +159,9 @@ def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, mon
 
 
 def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
-    assert "the model has no card" in whole._read_card(tmp_path, None).lower()
+    assert "the model has no card" in whole._read_card(tmp_path, None, research_only=False).lower()
     (tmp_path / "MODEL_CARD.md").write_text("# Mine\n")
-    assert whole._read_card(tmp_path, None) == "# Mine\n"
+    assert whole._read_card(tmp_path, None, research_only=False) == "# Mine\n"
 
 
 @pytest.mark.parametrize(("text", "size"), [("48", (48, 48)), ("48x64", (48, 64)), ("48X64", (48, 64)), (None, None)])
@@ -183,16 +188,20 @@ def earlier(tmp_path):
 
 
 def test_an_earlier_export_may_be_replaced_and_what_somebody_put_there_is_not(earlier, tmp_path, monkeypatch):
-    monkeypatch.setattr(whole.ExportRecord, "require", lambda folder: SimpleNamespace(sha256=sums))
+    monkeypatch.setattr(
+        whole.ExportRecord,
+        "require",
+        lambda folder: SimpleNamespace(sha256=sums, about=ExportAbout(artifact_sha256=RECORD.sha256)),
+    )
     sums = compute_checksums(earlier)
-    whole._check_target(earlier, [], force=False)
-    whole._check_target(tmp_path / "new", [], force=False)
+    whole._check_target(earlier, [], RECORD, force=False)
+    whole._check_target(tmp_path / "new", [], RECORD, force=False)
     (earlier / "me.jpg").write_text("me")
     with pytest.raises(UserError, match=r"other files are in it \(1\): me\.jpg.*--force"):
-        whole._check_target(earlier, [], force=False)
-    whole._check_target(earlier, [], force=True)
+        whole._check_target(earlier, [], RECORD, force=False)
+    whole._check_target(earlier, [], RECORD, force=True)
     with pytest.raises(UserError, match=r"is the input .*me\.jpg"):
-        whole._check_target(earlier, [earlier / "me.jpg"], force=True)
+        whole._check_target(earlier, [earlier / "me.jpg"], RECORD, force=True)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -203,7 +212,75 @@ def test_a_folder_that_is_no_export_is_never_replaced(earlier, tmp_path, force):
     (tmp_path / "file").write_text("")
     for name in ("photos", "linked", "dangling", "file"):
         with pytest.raises(UserError, match="the folder is not an export"):
-            whole._check_target(tmp_path / name, [], force=force)
+            whole._check_target(tmp_path / name, [], RECORD, force=force)
+
+
+def test_an_export_of_another_model_or_changed_by_hand_is_not_replaced(earlier, monkeypatch):
+    about = ExportAbout(model="mine", artifact_sha256={"a": "1"})
+    sums = compute_checksums(earlier)
+    monkeypatch.setattr(whole.ExportRecord, "require", lambda folder: SimpleNamespace(sha256=sums, about=about))
+    same = RECORD.model_copy(update={"sha256": {"a": "1"}})
+    whole._check_target(earlier, [], same, force=False)
+    with pytest.raises(UserError, match="holds the export of another model, mine"):
+        whole._check_target(earlier, [], RECORD.model_copy(update={"sha256": {"a": "2"}}), force=False)
+    (earlier / "model.onnx").write_text("mine")
+    with pytest.raises(UserError, match=r"was changed by hand: model\.onnx"):
+        whole._check_target(earlier, [], same, force=False)
+    whole._check_target(earlier, [], same, force=True)
+
+
+@pytest.mark.parametrize(
+    ("about", "folder"),
+    [
+        (About(experiment="../../evil", run="x"), "_.._evil-x"),
+        (About(experiment="/evil"), "_evil"),
+        (About(name="lite2_96", experiment="lite2", run="x"), "lite2_96"),
+        (About(experiment=".."), "model"),
+    ],
+)
+def test_what_an_artifact_calls_itself_does_not_lead_out_of_the_folder(tmp_path, monkeypatch, about, folder):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(whole, "find_model", lambda name: tmp_path / "model")
+    monkeypatch.setattr(whole, "read_artifact_record", lambda folder: RECORD.model_copy(update={"about": about}))
+    monkeypatch.setattr(whole, "check_writable", lambda path, option: seen.append(path))
+    monkeypatch.setattr(whole, "load_artifact", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        whole.export_model("any", ("onnx",))
+    assert seen == [Path("exports") / folder]
+    with pytest.raises(UserError, match="--size: onnx takes images of any size"):
+        whole.export_model("any", ("onnx",), size=(64, 64))
+
+
+def test_the_card_of_a_hub_model_is_its_readme_and_without_one_the_terms_are_told(tmp_path):
+    assert "for research only" in whole._read_card(tmp_path, None, research_only=True)
+    assert "for research only" not in whole._read_card(tmp_path, None, research_only=False)
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert whole._read_card(tmp_path, None, research_only=True) == "# Mine\n"
+
+
+@pytest.mark.parametrize("change", ["pixels", "class", "damage", None])
+def test_the_data_of_a_run_that_has_changed_is_not_compared_on(tmp_path, change):
+    write_folder(tmp_path / "faces" / "train", {"happy": 8, "sad": 8})
+    write_folder(tmp_path / "faces" / "val", {"happy": 4, "sad": 4})
+    run = make_run(tmp_path, {"source": "folder", "path": str(tmp_path / "faces")})
+    write_npz(tmp_path / "images.npz", index_images(load_data(run.config().finetune.data, image_size=32)))
+    path = tmp_path / "faces" / "val" / "sad" / "0.png"
+    if change == "pixels":
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
+    elif change == "class":
+        for part in ("train", "val"):
+            write_folder(tmp_path / "faces" / part / "more", {"fear": 2})
+            (tmp_path / "faces" / part / "more" / "fear").rename(tmp_path / "faces" / part / "fear")
+            (tmp_path / "faces" / part / "more").rmdir()
+    elif change == "damage":
+        path.write_bytes(b"no picture")
+    sample, said = gather(make_classifier(), run=run)
+    assert ("drawn" in sample.source) == (change is not None)
+    assert any("has changed since" in line or "cannot be read any more" in line for line in said) == (
+        change is not None
+    )
 
 
 def test_a_full_disk_ends_one_format_and_not_the_others(tmp_path, monkeypatch):

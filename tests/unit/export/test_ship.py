@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -21,9 +22,10 @@ from dlfer.config.sections import BoostingConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import ModelError
 from dlfer.export import ship
 from dlfer.export.ship import ONNX_FILE, factor_kernel, list_kernels, ship_model, shrink_weights, write_embedded_onnx
-from dlfer.model.classifier import TransferClassifier
+from dlfer.model.classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
 from dlfer.model.stage_network import build_transfer_network
+from dlfer.model.trees import SCALE_FILE, TREES_FILE
 from dlfer.predict.engines import ArtifactModel, load_engine
 from dlfer.predict.runtimes import open_onnx
 from dlfer.report.card import Terms
@@ -113,6 +115,48 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
     assert rows["first"]["test"] == CountedEstimate(**accuracy, n=9)
     assert not list((tmp_path / "saved_models").glob(".*"))
+
+
+def test_a_run_is_found_whose_name_begins_as_that_of_a_shipped_model(run, tmp_path, monkeypatch):
+    """Else the card of one and the weights of the other would be shipped together."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "model", tmp_path / "saved_models" / "small")
+    with pytest.raises(ModelError, match="is a model without its run"):
+        catalog.open_run_of_model("small")
+    own = tmp_path / "saved_models" / "runs" / "small" / run.name
+    shutil.copytree(run, own)
+    for name in ("small", own, own / "model"):
+        opened, folder = catalog.open_run_of_model(name)
+        assert (opened.path.resolve(), folder.resolve()) == (own.resolve(), (own / "model").resolve())
+    record = json.loads((own / "run.json").read_text())
+    (own / "run.json").write_text(json.dumps({**record, "status": "failed"}))
+    with pytest.raises(ModelError, match=r"this run is failed, expected a finished one"):
+        catalog.open_run_of_model("small")
+
+
+def test_every_file_of_every_family_is_downloaded_from_a_hub():
+    named = {
+        "artifact.json",
+        "README.md",
+        "config.yaml",
+        "images.npz",
+        "network.onnx",
+        WEIGHTS_FILE,
+        TREES_FILE,
+        SCALE_FILE,
+    }
+    for name in named:
+        for path in (name, f"members/a/{name}"):
+            assert path == "members/a/images.npz" or any(fnmatch(path, pattern) for pattern in catalog.PATTERNS), path
+
+
+def test_a_folder_for_the_hub_within_the_model_is_refused(run, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    for place in ("saved_models/mine", "saved_models/mine/hub"):
+        code, _, err = call("ship", run, "mine", "--hub-folder", place)
+        assert code == 2
+        assert "choose another one" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -243,6 +287,7 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_repeat_it(run, hub, 
     assert code == 1
     assert "no route to host" in err
     assert "hf upload org/small exports/small-hub ." in err
+    assert "--private" not in err
     assert Path("exports/small-hub/README.md").is_file()
 
 

@@ -2,11 +2,15 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
+from dlfer.errors import ConfigError
 from dlfer.runs.listeners import RunOptions
+from dlfer.runs.records import Cost
 from dlfer.study import ablation
+from dlfer.study.members import average_seconds
 
 EXPERIMENT = """
 experiment: {name: tiny}
@@ -27,6 +31,23 @@ def list_members(tmp_path, monkeypatch, capsys):
         return [tuple(line.rsplit(", seed ", 1)) for line in lines]
 
     return run
+
+
+def test_equal_compute_of_an_ensemble_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "a.yaml").write_text(EXPERIMENT)
+    keys = {
+        "model.family": "ensemble",
+        "ablation.equal_compute": True,
+        "ensemble": {"members": [{"name": "a", "set": {}}, {"name": "b", "set": {"model.dropout": 0.1}}]},
+    }
+    with pytest.raises(ConfigError, match="what EF-FER1 cost the members of an ensemble is not added up"):
+        ablation.ABLATION.start(tmp_path / "a.yaml", RunOptions(dry_run=True, overrides=keys))
+
+
+def test_seconds_are_averaged_where_members_know_them():
+    members = [SimpleNamespace(cost=Cost(finetune_seconds=seconds)) for seconds in (2.0, None, 4.0)]
+    assert average_seconds(members) == 3.0
+    assert average_seconds(members[1:2]) is None
 
 
 def test_by_default_each_arm_has_seeds_enough_for_a_statement_about_the_recipe(list_members):

@@ -121,6 +121,18 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
     assert "each fold's own choice" in capfd.readouterr().err
 
 
+def test_a_reference_of_which_no_fold_finished_is_replaced_by_none(cells, options, plan):
+    plan |= {"0.1": {"do": "fail"}}
+    keys = replace(options, overrides={**options.overrides, "sweep.reference": "dropout=0.1"})
+    with pytest.raises(DlferError):
+        CROSSVAL.start(cells, keys)
+    found = ComparisonRecord.require(next(Path("runs/small").glob("*-cross_validation")))
+    assert found.paired == []
+    notes = " ".join(found.notes)
+    assert "No arm is compared with 'dropout=0.1', which was named beforehand" in notes
+    assert "(named beforehand)" not in notes
+
+
 @pytest.mark.slow
 def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, plan):
     """As where images of a folder are reduced to sizes that differ, and near duplicates with them."""

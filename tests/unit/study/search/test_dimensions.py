@@ -49,6 +49,16 @@ def test_a_dimension_in_words(make_config, spec, words):
     assert str(list_dimensions(make_config(space=space).search)[-1]) == words
 
 
+def test_a_condition_may_write_a_choice_as_another_number(make_config):
+    """KerasTuner compares texts."""
+    space = {
+        "model.dropout": {"choice": [0.0, 0.5]},
+        "finetune.optimizer.learning_rate": {"choice": [1e-3, 1e-2], "when": {"model.dropout": [0]}},
+    }
+    dimension = list_dimensions(make_config(space=space).search)[-1]
+    assert [str(value) for value in dimension.when["model.dropout"]] == ["0.0"]
+
+
 def test_ten_points_from_end_to_end_of_a_continuous_range(make_config):
     (dimension,) = list_dimensions(
         make_config(space={"finetune.optimizer.learning_rate": {"log": [1e-4, 1e-1]}}).search

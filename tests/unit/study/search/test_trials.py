@@ -91,6 +91,13 @@ def test_a_trial_is_an_ordinary_run_with_its_keys_set(search):
     assert [epochs for _, epochs, _ in engine.heard] == [1, 2, 3, 4]
 
 
+def test_a_section_is_set_before_a_key_in_it(search):
+    settings = {"finetune.optimizer.learning_rate": 0.005, "finetune.optimizer": {"name": "sgd"}, "model.dropout": 0.3}
+    (row,) = search(Proposal("0", settings)).told
+    optimizer = Run(Path(row.path)).config().finetune.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("sgd", 0.005)
+
+
 def test_a_trial_that_is_done_answers_without_a_process(search):
     keys = {"model.dropout": 0.2}
     first = search(Proposal("0", keys)).told[0]
