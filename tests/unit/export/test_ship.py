@@ -153,7 +153,7 @@ def test_every_file_of_every_family_is_downloaded_from_a_hub():
 def test_a_folder_for_the_hub_within_the_model_is_refused(run, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     for place in ("saved_models/mine", "saved_models/mine/hub"):
-        code, _, err = call("ship", run, "mine", "--hub-folder", place)
+        code, _, err = call("ship", str(run), "mine", "--hub-folder", place)
         assert code == 2
         assert "choose another one" in err
     assert list(tmp_path.iterdir()) == []
