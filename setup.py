@@ -3,8 +3,8 @@
 - Dependencies are the lines of requirements.txt. TensorFlow has several builds, and a package cannot require one of two. `pip install .`
   requires the ordinary one; `make install` and the Dockerfile name the build that they install by DLFER_TENSORFLOW, so that `pip check`
   passes with it.
-- The models of saved_models/, the default one among them, and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/ of the wheel. An
-  editable installation reads them from the checkout.
+- The models of saved_models/ up to `MOST_BYTES`, the default one among them, and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/
+  of the wheel. An editable installation reads them from the checkout, the larger models, too.
 - DLFER_REPOSITORY is the address of the repository (https://github.com/OWNER/dlfer): with it the metadata has the project's addresses, and
   the links and pictures of the README are absolute, as an index of packages needs them. Releases are built with it.
 """
@@ -22,6 +22,10 @@ BUILD = os.environ.get("DLFER_TENSORFLOW") or "tensorflow"
 REPOSITORY = (os.environ.get("DLFER_REPOSITORY") or "").rstrip("/")
 LINES = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 REQUIREMENTS = [line for line in LINES if line and not line.startswith("#")]
+
+
+MOST_BYTES = 25_000_000
+"""Of a model that is in the package: an index takes packages of 100 MB, and most users need none but the default model."""
 
 
 class BuildWithShippedFiles(build_py):
@@ -49,9 +53,12 @@ class BuildWithShippedFiles(build_py):
 
 
 def list_shipped_files() -> list[str]:
-    """Return the files of the shipped models and of the experiments, relative to the root, as far as they are there."""
+    """Return the files of the shipped models that are small enough and of the experiments, relative to the root, as far as they are there."""
     folders = [path.parent for path in sorted(Path("saved_models").glob("*/artifact.json"))]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    of_models = [[path for path in sorted(folder.iterdir()) if path.is_file()] for folder in folders]
+    files = [
+        path for of_one in of_models if sum(path.stat().st_size for path in of_one) <= MOST_BYTES for path in of_one
+    ]
     files += [*sorted(Path("experiments").glob("*.yaml")), *Path("experiments").glob("schema.json")]
     return [path.as_posix() for path in files]
 

@@ -291,8 +291,7 @@ def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, eve
         else:
             batch.add(item)
         # What was read is predicted while the next input is long in coming, as in a list that another program writes.
-        is_late = video is None and isinstance(inputs, ReadAhead) and not inputs.wait(_LONG)
-        if batch.is_full or is_late:
+        if batch.is_full or (video is None and isinstance(inputs, ReadAhead) and not inputs.wait(_LONG)):
             yield batch
             batch = _Batch()
     if batch.items:

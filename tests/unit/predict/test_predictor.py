@@ -14,7 +14,7 @@ from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop, get_cut_side
-from dlfer.predict.media import BadInput, Frame, Video, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Frame, ReadAhead, Video, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
@@ -196,6 +196,22 @@ def test_faces_are_searched_for_while_others_are_predicted(classifier, monkeypat
     )
     assert [result.frame.index for result in results] == list(range(64))
     assert looked == [32, 32]
+
+
+def test_a_picture_is_predicted_while_the_next_is_long_in_coming(classifier, draw_blocks):
+    """As in a list that another program writes to stdin."""
+    may_go_on = threading.Event()
+
+    def draw():
+        yield Frame("a.png", draw_blocks((10, 10, 20, 200)))
+        assert may_go_on.wait(60)
+        yield Frame("b.png", draw_blocks((10, 10, 20, 200)))
+
+    results = predict_inputs(FacePredictor(classifier, faces="whole"), ReadAhead(draw(), 4))
+    assert next(results).frame.name == "a.png"
+    assert not may_go_on.is_set()
+    may_go_on.set()
+    assert [result.frame.name for result in results] == ["b.png"]
 
 
 def test_no_more_than_three_batches_are_in_memory(classifier, blocks, draw_blocks):
