@@ -32,7 +32,7 @@ def check(
 
     An experiment is checked against this machine, too; its images are not read. Of data, every image is read.
     """
-    from dlfer.config.load import compute_digest, dump_experiment, load_experiment
+    from dlfer.config.load import compute_digest, dump_experiment, load_experiment, resolve_path
     from dlfer.experiment.limits import describe_obstacles, find_obstacles
 
     values = parse_overrides(overrides)
@@ -56,8 +56,8 @@ def check(
             errors.append(describe_obstacles(file, obstacles))
         else:
             images = (
-                f"; its images were not read, dlfer check {shlex.quote(str(data.path))} reads them"
-                if data.path is not None
+                f"; its images were not read, dlfer check {shlex.quote(str(resolve_path(data.path)))} reads them"
+                if data.path is not None and data.source != "tfds"
                 else ""
             )
             say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}{images}")

@@ -110,7 +110,10 @@ def evaluate_with_predictions(
         raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
     trained = run.path if run is not None else folder
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
-    used_for = tell_use(trained, split, is_own=is_own)
+    # Another division of the run's own data may have images that trained it under the name of its test split.
+    is_redivided = is_own and given is not None and _has_trained(run, split)
+    is_own = is_own and not is_redivided
+    used_for = "training" if is_redivided else tell_use(trained, split, is_own=is_own)
     is_validation = used_for in ("selection", "calibration")
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
@@ -304,6 +307,15 @@ def _is_own_data(run: Run, given: GivenData | None) -> bool:
         paths = [found for found in (given.csv, given.config.path) if found is not None]
         return path is not None and resolve_path(path).resolve() in [resolve_path(str(p)).resolve() for p in paths]
     return False
+
+
+def _has_trained(run: Run, split: Split) -> bool:
+    """Tell whether an image of a split of the run's own data was in its training split, as far as its list tells."""
+    try:
+        known = read_npz(run.path / IMAGES_FILE, names=("train_ids",))["train_ids"]
+    except (OSError, ValueError):  # of a run before it was kept
+        return False
+    return bool(np.isin(split.ids, known.astype(str)).any())
 
 
 def _load_stage(run: Run) -> DataBundle:

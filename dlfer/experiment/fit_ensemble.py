@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -125,10 +125,12 @@ def obtain_members(
         else:
             history = trace_experiment(own, session.load_bundle)
         check_training(member, history, config, bundle, smoke=run.is_smoke)
+    record = run.record
+    options = replace(session.options, smoke=run.is_smoke, use_cache=record.use_cache, judge_test=record.judge_test)
     for member in members:
         if not member.path:
             made = create_member_run(
-                configs[member.name], session.options, session.runs_folder, siblings=[run.path], study=run.path
+                configs[member.name], options, session.runs_folder, siblings=[run.path], study=run.path
             )
             # It waits until it is executed.
             made.stop("not begun")

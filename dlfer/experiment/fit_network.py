@@ -69,10 +69,24 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
             f"EF-FER2 ended after {count_noun(len(result.history), 'epoch')}, so that there is no row of the milestones "
             f"{', '.join(missed)}.",
         )
+    if config.experiment.precision != "float32":
+        network = _copy_in_float32(network, config, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     cost = compute_cost(config, pretrained, result)
     paths = sorted((run.path / "finetune" / MILESTONES).glob("*.npz"), key=lambda path: int(path.stem))
     return Fitted(classifier, cost, {int(path.stem): path for path in paths})
+
+
+def _copy_in_float32(network: TransferNetwork, config: ExperimentConfig, bundle: DataBundle) -> TransferNetwork:
+    """Return a network that computes in float32 with the weights of one that was trained in another precision.
+
+    It is what is judged, calibrated and saved, since models are loaded in float32. Variables are of float32 in either.
+    """
+    experiment = config.experiment.model_copy(update={"precision": "float32"})
+    copy = build_stage_network(config.model_copy(update={"experiment": experiment}), config.finetune, bundle)
+    for target, source in zip(copy.model.weights, network.model.weights, strict=True):
+        target.assign(source.value)
+    return copy
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:

@@ -67,7 +67,12 @@ def find_obstacles(
         problem = _find_disk_problem(variant, runs_folder)
         for line in dict.fromkeys([*_examine(variant, smoke=smoke), *([problem] if problem else [])]):
             found.setdefault(line, []).append(name)
-    lines = [*_examine_folds(config, kind), *_examine_folder(runs_folder), *_examine_packages(config, kind)]
+    lines = [
+        *_examine_members(config),
+        *_examine_folds(config, kind),
+        *_examine_folder(runs_folder),
+        *_examine_packages(config, kind),
+    ]
     for line, names in found.items():
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         is_everywhere = "" in names or len(names) == len(variants)
@@ -118,8 +123,17 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
             own = {"model.family": "transfer", "ensemble": None, **member.set}
             try:
                 yield f"ensemble.members {member.name}", with_overrides(variant, own)
-            except ConfigError:
+            except ConfigError:  # `_examine_members` says so
                 continue
+
+
+def _examine_members(config: ExperimentConfig) -> Iterator[str]:
+    """Yield the members of an ensemble whose keys are unknown or do not fit."""
+    for member in config.ensemble.members if config.ensemble is not None else ():
+        try:
+            with_overrides(config, {"model.family": "transfer", "ensemble": None, **(member.set or {})})
+        except ConfigError as error:
+            yield f"ensemble.members {member.name}: {' '.join(str(error).split())}"
 
 
 def _examine_folds(config: ExperimentConfig, kind: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side, match_channels
-from dlfer.errors import ResumeError, TrainingStopped
+from dlfer.errors import ResumeError, TrainingStopped, shorten
 from dlfer.experiment.distill import distill
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
@@ -322,7 +322,12 @@ def _write_onnx(
     split = bundle.validation
     images = split.images if isinstance(split, Split) else np.zeros((0, 1, 1, classifier.channels), np.uint8)
     source = f"validation images ({split.name})"
-    found = write_embedded_onnx(classifier, folder, images=match_channels(images, classifier.channels), source=source)
+    try:
+        found = write_embedded_onnx(
+            classifier, folder, images=match_channels(images, classifier.channels), source=source
+        )
+    except Exception as error:  # of whatever converter: a file that one can do without shall not cost the training
+        found = f"It could not be written ({type(error).__name__}: {shorten(error)})."
     if isinstance(found, str):
         say(f"The model has no ONNX file, so that predictions load Keras. {found}")
     return found

@@ -57,6 +57,16 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
                 warnings.append(
                     f"--smoke: {stage}.distill left out: {', '.join(section.distill.names)} or the data is not here."
                 )
+    if config.ensemble is not None:
+        # What members set of these would not fit the few epochs; each is cut down by itself.
+        small = [key for key in overrides if not key.endswith((".data", ".distill"))]
+        overrides["ensemble.members"] = [
+            {
+                **member.model_dump(mode="json"),
+                "set": member.set and {k: v for k, v in member.set.items() if k not in small},
+            }
+            for member in config.ensemble.members
+        ]
     if config.pretrain is not None and config.pretrain.weights is not None:
         warnings.append(f"--smoke: pretrain.weights {config.pretrain.describe_weights()} replaced by random weights.")
     return with_overrides(config, overrides), warnings

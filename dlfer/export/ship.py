@@ -27,6 +27,7 @@ from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
 from dlfer.model.classifier import WEIGHTS_FILE, Classifier, NetworkClassifier
 from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
+from dlfer.model.stage_network import exact_float32
 from dlfer.predict.engines import measure_speed
 from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card
@@ -90,7 +91,8 @@ def write_embedded_onnx(
         answer = open_onnx(path)
         if is_boosted:
             answer = combine_trees(answer, classifier.scale, classifier.booster)
-        agreement = compare_export(classifier.predict, answer, sample, labels=classifier.labels, any_size=True)
+        with exact_float32():
+            agreement = compare_export(classifier.predict, answer, sample, labels=classifier.labels, any_size=True)
         check_agreement("onnx", agreement, TREES if is_boosted else EXACT)
     except DlferError as error:
         path.unlink(missing_ok=True)

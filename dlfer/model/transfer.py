@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.stage_network import BranchInput, TransferNetwork, set_branch_weights
+from dlfer.model.stage_network import BranchInput, TransferNetwork, exact_float32, set_branch_weights
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.records import WeightsOrigin
@@ -69,6 +69,7 @@ def write_backbone(
         "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
         "features": features[:, :64].astype(float).tolist(),
         "largest_feature": float(np.abs(features).max()),
+        "compute_dtype": network.pooling.compute_dtype,
         "branches": {name: lists.as_json() for name, lists in (branches or {}).items()},
         "origins": [origin.as_json() for origin in origins],
         "left_out": list(left_out),
@@ -186,10 +187,11 @@ def carry_branch(
     loaded = set_branch_weights(network.backbone, branch, source.backbone)
     images = keras.ops.cast(draw_probe_images(source.face_input.image_size, 3), "float32")
     prepared = network.backbone.get_layer(f"{branch}_input")(network.face_input.preprocess(images))
-    expected = keras.ops.convert_to_numpy(source.backbone(source.face_input.preprocess(images), training=False))
-    found = keras.ops.convert_to_numpy(network.backbone.get_layer(branch)(prepared, training=False))
+    with exact_float32():
+        expected = keras.ops.convert_to_numpy(source.backbone(source.face_input.preprocess(images), training=False))
+        found = keras.ops.convert_to_numpy(network.backbone.get_layer(branch)(prepared, training=False))
     difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-    if not difference <= FEATURE_TOLERANCE:
+    if not difference <= FEATURE_TOLERANCE and network.pooling.compute_dtype == "float32":
         raise TransferError(
             f"branch {branch}: its features differ from those of {record.source} by {difference:.2e} on the same images, "
             f"expected at most {FEATURE_TOLERANCE:.0e}. The branch and its source are not the same function."
@@ -249,7 +251,8 @@ def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> f
     features = _compute_probe_features(network, size)[:, :64]
     difference = float(np.abs(features - np.asarray(record["features"])).max() / max(1.0, record["largest_feature"]))
     # In bfloat16 a feature has eight bits; the weights' sha256 have been compared already.
-    if not difference <= FEATURE_TOLERANCE and network.pooling.compute_dtype == "float32":
+    is_exact = network.pooling.compute_dtype == record.get("compute_dtype", "float32") == "float32"
+    if not difference <= FEATURE_TOLERANCE and is_exact:
         raise TransferError(
             f"{folder}: features of both stages differ by {difference:.2e} on the same images, "
             f"expected at most {FEATURE_TOLERANCE:.0e}. The two stages are not the same function."
@@ -260,7 +263,8 @@ def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> f
 def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
     """Return the pooled features float32 [4, F] of the probe images, seen whole and at their own size."""
     images = network.face_input.preprocess(keras.ops.cast(draw_probe_images(size, 3), "float32"))
-    features = network.pooling(network.backbone(images, training=False))
+    with exact_float32():
+        features = network.pooling(network.backbone(images, training=False))
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(features, "float32")))
 
 

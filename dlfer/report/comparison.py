@@ -172,7 +172,9 @@ def describe_needed(pair: ArmPair) -> str:
     if pair.is_significant or pair.not_learned:
         return ""
     if pair.scope == "models":
-        return "" if pair.required_n is None else f"{format_count(pair.required_n)} images"
+        # Fewer than there are, where the correction for several comparisons alone made it not significant.
+        is_known = pair.required_n is not None and not (pair.n is not None and pair.required_n <= pair.n)
+        return f"{format_count(pair.required_n)} images" if is_known else ""
     more = pair.more
     if more is None:
         return ""

@@ -247,9 +247,11 @@ def _describe_confusion(judged: SplitMetrics, split: str) -> str:
     recalls = [f"{label} {format_percent(judged.per_class[label].recall, 0)}" for label in labels[:12]]
     wrong = confusion - np.diag(np.diag(confusion))
     row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    right = f"Confusion matrix on {split}. Right by class: {', '.join(recalls)}. "
+    if not wrong.any():
+        return f"{right}No image was predicted wrongly."
     return (
-        f"Confusion matrix on {split}. Right by class: {', '.join(recalls)}. "
-        f"The most common confusion: {labels[row]} predicted as {labels[column]}, {wrong[row, column]:,} times."
+        f"{right}The most common confusion: {labels[row]} predicted as {labels[column]}, {wrong[row, column]:,} times."
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dlfer.report.figures import COLOURS, INK, MOST_LABELS, SOFT, Drawn, figure_style, new_figure
-from dlfer.report.headline import COMBINATIONS, VIEWS
+from dlfer.report.headline import COMBINATIONS, VIEWS, name_other_split
 from dlfer.report.page import format_count, format_percent, format_uncertainty
 from dlfer.report.pictures import show_confusion
 from dlfer.runs.metrics_record import (
@@ -82,14 +82,22 @@ def _describe_temperature(metrics: Metrics) -> list[str]:
     if fitted is None:
         return ["No temperature was fitted, because there were no validation predictions."]
     value = fitted.value
+    if fitted.n is None and fitted.note:
+        return [f"The temperature is {value:.3f}; {fitted.note}."]
     verdict = "overconfident" if value > 1 else "underconfident" if value < 1 else "neither over- nor underconfident"
     where = f"{fitted.fitted_on}, n = {format_count(fitted.n)}"
     lines = [f"The temperature {value:.3f} was fitted on validation ({where}); the model is {verdict} there."]
     if fitted.note:
         lines.append(f"Do not rely on it: {fitted.note}.")
-    if metrics.judged_split == "validation":
+    if _is_of_validation(metrics):
         lines.append("The same images are evaluated here, so the values with temperature are optimistic.")
     return lines
+
+
+def _is_of_validation(metrics: Metrics) -> bool:
+    """Tell whether the images that are judged are those by which temperature and threshold were fitted."""
+    used_for = metrics.judged_on and metrics.judged_on.used_for
+    return metrics.judged_split == "validation" or used_for in ("selection", "calibration")
 
 
 def describe_abstention(metrics: Metrics) -> list[str]:
@@ -98,12 +106,14 @@ def describe_abstention(metrics: Metrics) -> list[str]:
         return []
     selective = metrics.judged.selective
     lines, abstain, at = [], metrics.abstain, selective.at_threshold
-    if abstain is None or at is None:
+    if abstain is None and metrics.validation is None:
+        lines.append("No threshold was chosen, because there were no validation predictions.")
+    elif abstain is None or at is None:
         lines.append("No threshold was chosen: no subset of the validation images reaches the target accuracy.")
     elif not at.n:
         lines.append(f"No image here has a confidence of {abstain.threshold:.2f} or more.")
     else:
-        lines += _describe_threshold(abstain, at, is_optimistic=metrics.judged_split == "validation")
+        lines += _describe_threshold(abstain, at, is_optimistic=_is_of_validation(metrics))
     area = selective.aurc
     lines.append(
         f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; lower is better)."
@@ -140,10 +150,13 @@ def list_views(metrics: Metrics) -> list[ViewRow]:
         single = metrics.get(split)
         if not judged or single is None:
             continue
-        rows.append(ViewRow(split, VIEWS["single"], single, False, ""))
+        # Other data stands under "test", whatever the model used it for.
+        is_used = metrics.judged_on is not None and metrics.judged_on.used_for is not None
+        title = name_other_split(metrics.judged_on) if is_used and split == metrics.judged_split else split
+        rows.append(ViewRow(title, VIEWS["single"], single, False, ""))
         for view, found in judged.items():
             is_headline = view == metrics.headline and split == metrics.judged_split
-            rows.append(ViewRow(split, VIEWS.get(view, view), found, is_headline, found.paired.sentence))
+            rows.append(ViewRow(title, VIEWS.get(view, view), found, is_headline, found.paired.sentence))
     return rows
 
 
@@ -299,11 +312,12 @@ def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
         remark = "this run's model" if combination.is_used else ""
         cells = [get_accuracy(stage.combinations[number]) for stage in stages]
         rows.append(EnsembleRow(name, remark, combination.is_used, cells))
+    is_best = metrics.is_selected and not any(member.note for member in metrics.members)
+    kept = "best epoch on validation" if is_best else "model, with the weights that it kept"
     judged = metrics.members[0].test if is_test else metrics.members[0].validation
     view = VIEWS.get(ensemble.view, ensemble.view)
     notes = [
-        f"Accuracy on {split}, n = {format_count(judged and judged.n)}, by {view}. “As kept” is each member's best epoch "
-        "on validation."
+        f"Accuracy on {split}, n = {format_count(judged and judged.n)}, by {view}. “As kept” is each member's {kept}."
     ]
     if ensemble.paired is not None:
         notes.append(

@@ -179,12 +179,15 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
     """
     stage = "finetune" if file == IMAGES_FILE else "pretrain"
     before, since = _read_images(run.path / file), "since it began"
-    sibling = run.record.data_like
-    if before is None and sibling is not None and not (run.path / DataRecord.FILE).exists():
-        before, since = (
-            _read_images(run.path.parent.parent / sibling / file),
-            f"since {Path(sibling).name}, a member before it, began",
-        )
+    sibling = run.record.data_like and run.path.parent.parent / run.record.data_like
+    is_first = stage == "pretrain" or not (run.path / DataRecord.FILE).exists()
+    if (
+        before is None
+        and sibling is not None
+        and is_first
+        and (stage == "finetune" or _have_same_pretraining(run, sibling))
+    ):
+        before, since = _read_images(sibling / file), f"since {sibling.name}, a member before it, began"
     if before is not None:
         in_other_fold = (
             since != "since it began" and stage == "finetune" and run.config().finetune.data.fold is not None
@@ -253,6 +256,15 @@ def _describe_stage(settings: Mapping[str, Any]) -> list[Any]:
     stage = settings["finetune"]
     data = {key: value for key, value in stage["data"].items() if key != "fold"}
     return [data, stage["image_size"], stage.get("crop"), stage["balance"]]
+
+
+def _have_same_pretraining(run: Run, sibling: Path) -> bool:
+    """Tell whether EF-FER1 of two runs of a study is of the same data section."""
+    sections = []
+    for record in (run.record, RunRecord.read(sibling)):
+        stage = ((record and record.settings) or {}).get("pretrain") or {}
+        sections.append([stage.get("data"), stage.get("image_size"), stage.get("balance")])
+    return sections[0][0] is not None and sections[0] == sections[1]
 
 
 def _find_changed_keys(run: Run, record: RunRecord) -> list[str]:

@@ -106,10 +106,12 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
                 f"JSON: expected at most {MOST_DEPTH} levels of nesting, {MOST_ITEMS:,} values and {MOST_LONG} long strings; "
                 "found more of one of them (an array of integers in data counts as one value).",
             )
-        rest.append(token)
+        # Two literals beside each other are no JSON, and shall not become one.
+        rest += [b" ", token] if not (before[:1] in _NO_LITERAL or token[:1] in _NO_LITERAL) else [token]
     return b"".join(rest), spans
 
 
+_NO_LITERAL = b'"[]{},:'
 _TOKEN = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+"|[\[\]{},:]|[^ \t\r\n"\[\]{},:]++)', re.DOTALL)
 _NUMBERS = re.compile(rb"\[[0-9, \t\r\n\[\]]*+")
 

@@ -32,7 +32,7 @@ from dlfer.study.compare import (
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
-from dlfer.study.members import Member, Plan, average_seconds, group_finished
+from dlfer.study.members import Member, Plan, average_seconds, group_finished, refuse_fixed_members
 from dlfer.study.runner import StudyConsole
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
@@ -60,6 +60,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
             )
         arms[EQUAL_COMPUTE] = dict(arms[WITHOUT])
     seeds = config.ablation.seeds[:1] if smoke else config.ablation.seeds
+    refuse_fixed_members(config, num_seeds=len(seeds), drops_pretrain=True)
     # How many epochs make it equal is known once EF-FER1 has been trained.
     return Plan("ablation", arms, seeds, reference=WITH, late_keys={EQUAL_COMPUTE: ["finetune.epochs"]})
 

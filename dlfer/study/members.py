@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer.config.load import compute_digest, with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import DlferError, ModelError, UserError
+from dlfer.config.variations import is_within
+from dlfer.errors import ConfigError, DlferError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MEMBERS_FILE, MemberRow, is_run, read_member_rows
@@ -205,6 +206,41 @@ def describe_pretraining(config: ExperimentConfig) -> str | None:
 def describe_process(config: ExperimentConfig) -> str:
     """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
     return config.experiment.model_dump_json(exclude={"name", "seed"})
+
+
+def refuse_fixed_members(config: ExperimentConfig, *, num_seeds: int, drops_pretrain: bool) -> None:
+    """Refuse an ensemble of which a member keeps what a study varies.
+
+    Args:
+        config: the experiment of the study.
+        num_seeds: of the study.
+        drops_pretrain: whether one of its arms or cells is without EF-FER1.
+
+    Raises:
+        ConfigError: with several seeds a member sets its own or was trained before, so that it would be the same for each; or a
+            member would have EF-FER1 in the arm without it.
+    """
+    for member in config.ensemble.members if config.ensemble is not None else ():
+        keys = (
+            []
+            if member.set is None
+            else [key for key in member.set if is_within(key, "experiment.seed") or key == "experiment"]
+        )
+        if num_seeds > 1 and (member.set is None or keys):
+            what = f"sets {keys[0]}" if keys else f"is {member.model}, which is trained already"
+            raise ConfigError(
+                f"ensemble.members {member.name}: {what}, so that it would be the same with each of the {num_seeds} seeds, and the "
+                "intervals over seeds too narrow. Give one seed (--seeds 0), or leave the key out of the member."
+            )
+        if not drops_pretrain:
+            continue
+        own = [key for key in member.set or () if is_within(key, "pretrain")]
+        if own or member.set is None:
+            what = f"sets {own[0]}" if own else f"is {member.model}"
+            raise ConfigError(
+                f"ensemble.members {member.name}: {what}, so that it would have EF-FER1 in the arm without it, too. Compare each "
+                "member's own experiment instead."
+            )
 
 
 def average_seconds(members: Sequence[Member]) -> float | None:

@@ -44,7 +44,7 @@ from dlfer.study.compare import (
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
-from dlfer.study.members import Member, Plan, average_seconds, group_finished
+from dlfer.study.members import Member, Plan, average_seconds, group_finished, refuse_fixed_members
 from dlfer.study.runner import StudyConsole
 
 BEST_FILE = "best.csv"
@@ -223,6 +223,8 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
         )
     seeds = config.sweep.seeds or (config.experiment.seed,)
     arms = {cell.name: cell.overrides for cell in list_cells(config)}
+    without = any("pretrain" in overrides and overrides["pretrain"] is None for overrides in arms.values())
+    refuse_fixed_members(config, num_seeds=len(seeds), drops_pretrain=without)
     return Plan("sweep", arms, seeds[:1] if smoke else seeds, reference=config.sweep.reference)
 
 

@@ -201,6 +201,28 @@ class Device:
         return asdict(self)
 
 
+def _use_cpu(backend: str) -> None:
+    """Let JAX compute on the CPU; refuse where PyTorch would take a GPU, which Keras chooses when it is imported.
+
+    Raises:
+        EnvironmentProblem: it, or JAX that is in use already, computes on a GPU.
+    """
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        is_gpu = jax.default_backend() != "cpu"
+    else:
+        import torch
+
+        is_gpu = torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").casefold() != "cpu"
+    if is_gpu:
+        raise EnvironmentProblem(
+            f"experiment.device: found cpu, but {backend} computes on a GPU in this process. Start it again with "
+            "CUDA_VISIBLE_DEVICES=-1."
+        )
+
+
 def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> Device:
     """Return the device of the experiment, hiding GPUs where it asks for the CPU; join the other hosts, if any.
 
@@ -222,6 +244,8 @@ def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> De
                 "experiment.device: found cpu, but this process has used a GPU already, which TensorFlow cannot undo. Restart "
                 "the notebook's kernel or the script, and run this experiment first or with CUDA_VISIBLE_DEVICES=-1."
             ) from error
+    if config.device == "cpu" and backend != "tensorflow":
+        _use_cpu(backend)
     if config.devices != "auto" and backend == "jax":
         # JAX counts its devices when it is first asked for any, GPUs included.
         _divide_cpu(backend, config.devices)

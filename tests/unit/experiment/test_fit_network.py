@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from dlfer.data.bundle import Split
+from dlfer.data.sources import load_data
 from dlfer.experiment.fit_network import draw_images
+from dlfer.metrics.predictions import read_predictions
+from dlfer.model.families import load_artifact
 from dlfer.runs.files import read_rows
+from dlfer.runs.find import open_run
 
 EXPERIMENT = """
 experiment: {name: tiny, seed: 1, device: cpu}
@@ -70,6 +74,20 @@ def test_with_ef_fer1_the_head_is_and_ef_fer1_itself_is_not_frozen(run):
     assert read_phases(folder / "finetune") == ["head", "all"]
     warnings = json.loads((folder / "run.json").read_text())["warnings"]
     assert [text.startswith(note) for text in warnings] == [True]
+
+
+@pytest.mark.slow
+def test_a_network_trained_in_bfloat16_is_judged_and_kept_in_float32(run):
+    keys = ("experiment.precision=mixed_bfloat16", "finetune.milestones=[1]", "finetune.freeze.head_epochs=0")
+    folder, said = run(*(word for key in keys for word in ("--set", key)))
+    model = load_artifact(folder)
+    found = read_predictions(folder / "predictions" / "test.npz")
+    bundle = load_data(open_run(folder).config().finetune.data, image_size=32)
+    np.testing.assert_allclose(model.predict(bundle.test.images), found.probabilities, atol=1e-4)
+    assert (folder / "model" / "network.onnx").is_file(), said
+    # Its backbone is one for a run in float32, and for one in bfloat16.
+    for precision in ("float32", "mixed_bfloat16"):
+        run("--set", f"pretrain={{weights: {folder / 'pretrain'}}}", "--set", f"experiment.precision={precision}")
 
 
 def test_a_dry_run_says_what_would_not_be_applied(run):

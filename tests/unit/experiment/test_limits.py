@@ -176,6 +176,21 @@ def test_an_ensemble_has_no_weights_to_start_from(find, tmp_path):
     assert "both: found an ensemble, expected a model of one network" in line
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"finetune.epoch": 5}, "Did you mean finetune.epochs"),
+        ({"model.dropout": 2}, "found 2"),
+        ({"modle.backbone": "x"}, "modle"),
+    ],
+)
+def test_keys_of_the_members_of_an_ensemble_are_looked_at(find, keys, words):
+    members = [{"name": "a", "set": {}}, {"name": "b", "set": keys}]
+    found = find({"model.family": "ensemble", "ensemble": {"members": members}})
+    assert [line for line in found if line.startswith("ensemble.members b: ") and words in line]
+    assert not [line for line in found if "members a" in line]
+
+
 def test_a_folder_of_weights_is_looked_through_for_each_branch(find, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "resnet34.h5").touch()

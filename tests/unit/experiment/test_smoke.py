@@ -8,6 +8,7 @@ from PIL import Image
 
 from dlfer.config.load import load_experiment, with_overrides
 from dlfer.data.sources import load_data
+from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.experiment.session import _find_data_problem, make_smoke_config
 
 EXPERIMENT = """
@@ -131,6 +132,17 @@ def test_a_damaged_picture_of_streamed_folders_is_found_before(config, tmp_path,
     _find_data_problem.cache_clear()
     small, _ = make_smoke_config(with_overrides(config, {"finetune.data": data}))
     assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 2)
+
+
+def test_what_members_set_of_the_epochs_does_not_stand_in_the_way(config):
+    members = [
+        {"name": "a", "set": {"finetune.freeze.head_epochs": 1, "finetune.epochs": 5, "model.dropout": 0.1}},
+        {"name": "b", "set": {"finetune.milestones": [2]}},
+    ]
+    whole = with_overrides(config, {"model.family": "ensemble", "ensemble": {"members": members}})
+    small, _ = make_smoke_config(whole)
+    assert [member.set for member in small.ensemble.members] == [{"model.dropout": 0.1}, {}]
+    assert [make_member_config(small, member).finetune.epochs for member in small.ensemble.members] == [1, 1]
 
 
 def test_data_that_can_be_used_is_used(config, tmp_path):

@@ -172,6 +172,8 @@ def make_pair(**fields) -> ArmPair:
         ({"more": None}, ""),
         ({"scope": "models", "required_n": 9000}, "9,000 images"),
         ({"scope": "models", "required_n": None}, ""),
+        # Holm's correction alone made it not significant.
+        ({"scope": "models", "required_n": 590}, ""),
         ({"scope": "models", "required_n": 9000, "is_significant": True}, ""),
         ({"scope": "models", "required_n": 9000, "not_learned": ["x: its loss"]}, ""),
     ],

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from dlfer.cli.show import describe_run
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.report.card import write_card
-from dlfer.report.html import write_report
+from dlfer.report.html import _describe_confusion, write_report
+from dlfer.report.judgement import describe_abstention, describe_calibration, list_views
 from dlfer.report.pictures import write_augmented_page
 from dlfer.report.sections import PUBLISHED
 from dlfer.report.terminal import format_estimate, format_metrics
@@ -26,11 +28,12 @@ from dlfer.runs.metrics_record import (
     Estimate,
     FinalLabel,
     FinalLabels,
+    JudgedOn,
     MemberMetrics,
     Metrics,
     SplitSummary,
 )
-from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
+from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord, Temperature
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -344,6 +347,26 @@ def test_without_any_duplicate_there_is_no_second_headline(tmp_path, run_maker):
     page = read_page(write_report(run)).text
     assert "0 of 60 test images (0.0 %) have a duplicate in training;" in page
     assert not re.search(r"without duplicates \d", page)
+
+
+def test_images_that_selected_the_model_are_not_called_test_images(tmp_path, run_maker, extras):
+    """`dlfer evaluate` keeps what it judged under "test", whatever the model used it for."""
+    used = JudgedOn(split="PublicTest", file="a.csv", used_for="selection")
+    run = change_metrics(run_maker(tmp_path / "run"), judged_on=used, **extras)
+    metrics = Metrics.require(run)
+    assert "test" not in {row.split for row in list_views(metrics)}
+    assert any("so the values with temperature are optimistic" in line for line in describe_calibration(metrics).notes)
+    assert any("so the value is optimistic" in line for line in describe_abstention(metrics))
+    given = Temperature(value=1.5, fitted_on="not known", note="given by --temperature")
+    metrics = metrics.model_copy(update={"temperature": given, "abstain": None, "validation": None})
+    assert "The temperature is 1.500; given by --temperature." in describe_calibration(metrics).notes
+    assert "No threshold was chosen, because there were no validation predictions." in describe_abstention(metrics)
+
+
+def test_a_confusion_matrix_without_errors_is_described_so():
+    recall = {name: SimpleNamespace(recall=1.0) for name in "ab"}
+    right = SimpleNamespace(confusion=[[3, 0], [0, 2]], labels=["a", "b"], per_class=recall)
+    assert _describe_confusion(right, "test").endswith("No image was predicted wrongly.")
 
 
 def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_maker):

@@ -10,7 +10,14 @@ import pytest
 from dlfer.config.load import dump_experiment, load_experiment, with_overrides
 from dlfer.errors import ResumeError
 from dlfer.runs import changes
-from dlfer.runs.changes import compare_images, find_changes, find_sibling, settle_images, settle_start
+from dlfer.runs.changes import (
+    PRETRAIN_IMAGES_FILE,
+    compare_images,
+    find_changes,
+    find_sibling,
+    settle_images,
+    settle_start,
+)
 from dlfer.runs.run import Run, create_run
 
 
@@ -176,6 +183,26 @@ def test_a_member_is_compared_with_one_before_it_of_the_same_data(tmp_path, conf
     settle_images(second, index(train=START["train"]), accept=True)
     # From then on it is compared with its own start.
     settle_images(second, index(train=START["train"]), accept=False)
+
+
+def test_the_images_of_ef_fer1_are_compared_with_those_of_a_member_before_it(tmp_path, config):
+    """data.json is there by then: EF-FER1's data are loaded after those of fine-tuning."""
+    keys = {"pretrain": {"data": {"source": "synthetic_scenes"}}}
+    first = create_run(tmp_path / "runs", with_overrides(config, keys), argv=[])
+    settle_images(first, index(**START), accept=False)
+    settle_images(first, index(**START), file=PRETRAIN_IMAGES_FILE, accept=False)
+    for seed, more in enumerate(({}, {"pretrain.data.seed": 3})):
+        second = create_run(
+            tmp_path / "runs", with_overrides(config, {**keys, **more, "experiment.seed": seed + 1}), argv=[]
+        )
+        second.update(data_like=find_sibling(second.record.settings, [first.path]))
+        (second.path / "data.json").write_text("{}")
+        changed = index(train=START["train"])
+        if more:
+            settle_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
+        else:
+            with pytest.raises(ResumeError, match=f"since {first.path.name}, a member before it, began"):
+                settle_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
 
 
 def test_a_fold_is_compared_with_another_fold_whatever_part_an_image_is_in(tmp_path, config):

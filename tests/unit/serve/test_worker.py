@@ -32,6 +32,13 @@ def test_what_is_small_stays(body):
     assert (json.loads(rest), spans) == (json.loads(body), [])
 
 
+@pytest.mark.parametrize("body", [b'{"face": 1 2}', b'{"crops": tr ue}', b"[1 true]"])
+def test_literals_beside_each_other_do_not_become_one(body):
+    rest, _ = set_apart(body)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(rest)
+
+
 def test_arrays_and_long_texts_are_set_apart():
     body = b'{"inputs": [{"data" : [[1, 2],\n[3,4]] , "base64": "' + b"a\\n" * 1000 + b'"}], "data": [7]}'
     rest, spans = set_apart(body)

@@ -44,6 +44,30 @@ def test_equal_compute_of_an_ensemble_is_refused_before_anything_is_trained(tmp_
         ablation.ABLATION.start(tmp_path / "a.yaml", RunOptions(dry_run=True, overrides=keys))
 
 
+@pytest.mark.parametrize(
+    ("member", "seeds", "message"),
+    [
+        (
+            {"set": {"experiment.seed": 1}},
+            [0, 1],
+            "sets experiment.seed, so that it would be the same with each of the 2 seeds",
+        ),
+        (
+            {"set": {"pretrain.epochs": 3}},
+            [0],
+            "sets pretrain.epochs, so that it would have EF-FER1 in the arm without",
+        ),
+        ({"model": "lite2_96"}, [0, 1], "which is trained already, so that it would be the same"),
+        ({"model": "lite2_96"}, [0], "is lite2_96, so that it would have EF-FER1 in the arm without"),
+    ],
+)
+def test_members_of_an_ensemble_may_not_keep_what_the_study_varies(tmp_path, member, seeds, message):
+    (tmp_path / "a.yaml").write_text(EXPERIMENT)
+    keys = {"model.family": "ensemble", "ensemble": {"members": [{"name": "a", "set": {}}, {"name": "b", **member}]}}
+    with pytest.raises(ConfigError, match=message):
+        ablation.ABLATION.start(tmp_path / "a.yaml", RunOptions(dry_run=True, overrides=keys), seeds=seeds)
+
+
 def test_seconds_are_averaged_where_members_know_them():
     members = [SimpleNamespace(cost=Cost(finetune_seconds=seconds)) for seconds in (2.0, None, 4.0)]
     assert average_seconds(members) == 3.0
