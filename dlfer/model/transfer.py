@@ -18,7 +18,8 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.stage_network import BranchInput, TransferNetwork, exact_float32, set_branch_weights
+from dlfer.model.predict import exact_float32
+from dlfer.model.stage_network import BranchInput, TransferNetwork, set_branch_weights
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.records import WeightsOrigin
