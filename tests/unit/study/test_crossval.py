@@ -133,6 +133,13 @@ def test_a_reference_of_which_no_fold_finished_is_replaced_by_none(cells, option
     assert "(named beforehand)" not in notes
 
 
+def test_the_experiment_that_comes_with_dlfer_is_a_cross_validation():
+    """What it extends has keys of a sweep that a cross-validation refuses."""
+    path = Path(dlfer.__file__).parents[1] / "experiments" / "backbones_cv.yaml"
+    plan = CROSSVAL.plan(load_experiment(path), path, False)
+    assert (len(plan.arms), len(plan.seeds)) == (112, 5)
+
+
 @pytest.mark.slow
 def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, plan):
     """As where images of a folder are reduced to sizes that differ, and near duplicates with them."""
