@@ -31,7 +31,7 @@ MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
 _EXIF_WITHIN = 2**17
-"""Bytes of a JPEG; its EXIF data stand in the first segments, and have 64 KiB at most."""
+"""Bytes of a JPEG that are searched; its EXIF data are in one of the first segments, of 64 KiB at most."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -237,7 +237,7 @@ def factor_kernel(values: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, n
 
 
 MAX_BYTES = 48 * 2**20
-"""Of a shipped model: it stands in the repository. EfficientNet-B3 takes 45 MiB, as its weights are there twice, for Keras and for ONNX
+"""Of a shipped model, since it is committed to the repository. EfficientNet-B3 takes 45 MiB: its weights are kept for Keras and for ONNX
 Runtime."""
 
 MAX_DIFFERENCE = 1e-2
