@@ -23,8 +23,9 @@ from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns,
 import dlfer
 from dlfer.predict.crops import Cropper, FaceTracker, choose_interval, compute_overlap
 from dlfer.predict.draw import VideoWriter
-from dlfer.predict.media import load_opencv, open_inputs, read_video
+from dlfer.predict.media import open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, predict_inputs
+from dlfer.predict.video import load_opencv, read_video
 
 PHOTO = Path(__file__).parents[1] / "docs" / "astronaut.jpg"
 BATCH = 32

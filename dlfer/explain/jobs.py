@@ -36,8 +36,9 @@ from dlfer.model.classifier import Classifier
 from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.job import describe_failure, interrupt_on_signals
-from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs
+from dlfer.predict.media import NOT_READ, BadInput, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
+from dlfer.predict.video import CAMERA, is_video
 from dlfer.runs.files import (
     Place,
     check_outputs,

@@ -26,7 +26,8 @@ from dlfer.data.faces import (
 )
 from dlfer.data.images import compute_side, equalize, resize_square, to_channels
 from dlfer.errors import UserError
-from dlfer.predict.media import Frame, load_opencv
+from dlfer.predict.media import Frame
+from dlfer.predict.video import load_opencv
 
 if TYPE_CHECKING:
     from dlfer.predict.engines import Engine

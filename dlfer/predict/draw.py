@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dlfer.errors import DataError, EnvironmentProblem
-from dlfer.predict.media import BadInput, Frame, is_video, load_opencv
+from dlfer.predict.media import BadInput, Frame
 from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.predict.video import is_video, load_opencv
 from dlfer.runs.files import choose_name, fold_name, replace_when_done
 from dlfer.runs.text import to_utf8
 

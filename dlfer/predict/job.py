@@ -19,9 +19,10 @@ from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DlferError, Signalled, UserError, shorten
 from dlfer.predict.draw import Sketches, check_window, list_sketches, show_all
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_video, list_inputs, open_inputs
+from dlfer.predict.media import NOT_READ, BadInput, list_inputs, open_inputs
 from dlfer.predict.predictor import FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
+from dlfer.predict.video import CAMERA, is_video
 from dlfer.runs.files import check_outputs, check_writable
 from dlfer.runs.find import find_default_model
 from dlfer.runs.text import escape_text, to_utf8

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dlfer.cli import main
 from dlfer.data.faces import Face
+from dlfer.predict.draw import VideoWriter
 from dlfer.runs.records import About
 
 
@@ -114,3 +115,15 @@ def drawn_figures(blank_figures, monkeypatch):
 def make_stdin(text: str) -> io.TextIOWrapper:
     """Return a text as a program's standard input."""
     return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+
+
+def write_video(path, num_frames=6, rate=5.0):
+    """Write a video of frames of 48 x 64 whose red rises by 30; return its path."""
+    pytest.importorskip("cv2")
+    writer = VideoWriter(path, rate=rate)
+    for index in range(num_frames):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[..., 0] = 30 * index  # red
+        writer.write(frame)
+    writer.close()
+    return str(path)

@@ -8,8 +8,9 @@ from PIL import Image
 import dlfer
 from dlfer.data.faces import Face
 from dlfer.predict.crops import FaceFinder, FaceTracker, choose_interval, compute_overlap, follow_faces
-from dlfer.predict.media import Frame, Video
+from dlfer.predict.media import Frame
 from dlfer.predict.predictor import FacePredictor, predict_inputs
+from dlfer.predict.video import Video
 
 NONE = np.zeros((0, 2))
 

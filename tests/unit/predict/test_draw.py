@@ -5,8 +5,9 @@ import pytest
 
 from dlfer.predict import draw
 from dlfer.predict.draw import PAPER, Sketches, VideoWriter, draw_faces
-from dlfer.predict.media import Frame, Video, open_inputs
+from dlfer.predict.media import Frame, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.predict.video import Video
 
 FACE = FacePrediction((100.0, 120.0, 180.0, 200.0), 0.9, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1}, track=2)
 WHOLE = FacePrediction(None, None, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1})

@@ -23,8 +23,9 @@ from dlfer.errors import ModelError
 from dlfer.predict import draw, tables
 from dlfer.predict import job as module
 from dlfer.predict.draw import VideoWriter
-from dlfer.predict.media import Frame, Video
+from dlfer.predict.media import Frame
 from dlfer.predict.predictor import FramePrediction
+from dlfer.predict.video import Video
 from tests.unit.conftest import make_stdin
 
 

@@ -14,13 +14,14 @@ from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop, get_cut_side
-from dlfer.predict.media import BadInput, Frame, ReadAhead, Video, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Frame, ReadAhead, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
     describe_predictions,
     predict_inputs,
 )
+from dlfer.predict.video import Video
 from dlfer.runs.records import About, Temperature
 from tests.unit.conftest import find_blocks
 

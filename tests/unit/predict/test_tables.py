@@ -8,9 +8,10 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import BadInput, Frame, Video
+from dlfer.predict.media import BadInput, Frame
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
+from dlfer.predict.video import Video
 from dlfer.runs.records import LeftOut, ReadingRecord
 
 LABELS = ("Happy", "score")

@@ -1,0 +1,341 @@
+"""Videos and cameras as frames of pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dlfer.data.files import VIDEO_SUFFIXES, find_kind
+from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.runs.text import to_utf8
+
+CAMERA = "camera:"
+FORBIDDEN = "cannot be read; its permissions forbid it."
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+DEFAULT_RATE = 25.0
+"""Frames a second where a video or a camera does not tell."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is known of a video before its first frame.
+
+    Attributes:
+        rate: frames a second.
+        num_frames: as its header says; None of a camera, or where it does not say.
+        is_live: whether it is a camera.
+        pixel_aspect: width of a pixel by its height, as the frames are stored; `read_video` yields square pixels.
+    """
+
+    rate: float
+    num_frames: int | None
+    is_live: bool
+    pixel_aspect: float = 1.0
+
+
+def is_video(name: str) -> bool:
+    """Return whether a name is that of a video, by its first bytes or else its suffix, or of a camera."""
+    if name.startswith(CAMERA):
+        return True
+    kind = find_kind(Path(name))
+    return name.lower().endswith(VIDEO_SUFFIXES) if kind in (None, "empty") else kind == "video"
+
+
+_MOST_FAILURES = 1000
+"""After so many failures in a row a video has ended, whatever its header says."""
+
+
+def read_video(
+    name: str, *, every: int = 1, seconds: float | None = None
+) -> Iterator[tuple[Video, int, float, np.ndarray]]:
+    """Yield (video, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, with square pixels, one frame in memory.
+
+    Frames behind a damaged place are read; the places of those that are lost are left out of the indices where the
+    times of the others tell.
+
+    Args:
+        name: of a video, or "camera:0" for the first camera.
+        every: yield frames 0, every, 2 * every ...; the others are not decoded into pixels.
+        seconds: stop there; None: at the end, which a camera does not have.
+
+    Raises:
+        DataError: it cannot be opened, or holds no frame; after the last frame, if some are missing.
+        EnvironmentProblem: OpenCV is not installed.
+    """
+    is_live = name.startswith(CAMERA)
+    capture = _open_capture(name, is_live=is_live)
+    try:
+        video = _describe_video(capture, name, is_live=is_live)
+        count = _FrameCount(video, name)
+        begin = time.monotonic()
+        while _grab(capture, count):
+            count.add(_get_time(capture, count.index + 1, video.rate))
+            now = time.monotonic() - begin if is_live else count.time
+            if seconds is not None and now > seconds:
+                return
+            if count.index % every:
+                continue
+            found, frame = capture.retrieve()
+            if found:
+                yield video, count.index, now, _make_square(frame, video.pixel_aspect)[..., ::-1].copy()
+            else:
+                count.num_read -= 1
+        if not count.num_read:
+            raise DataError(
+                f"{name}: no frame can be read; the file is not a video, it is damaged, or its codec is unknown."
+            )
+        if count.is_short():
+            raise DataError(
+                f"{name}: {count.num_read:,} of {video.num_frames:,} frames could be read, up to second {count.time:.1f}; "
+                "the video is cut short or damaged. The results contain the frames read; get the video again for the others."
+            )
+    finally:
+        capture.release()
+
+
+class _FrameCount:
+    """The frames of a video that were read, their times, and failures since the last one.
+
+    Attributes:
+        video: what its header says.
+        kind: "mp4" (or MOV), "avi" or "".
+        index: of the last frame, from 0; those that are known to be lost before it count, and those of an AVI that were dropped.
+        time: of the last frame, in seconds.
+        num_read: number of frames.
+        num_failures: in a row.
+    """
+
+    def __init__(self, video: Video, name: str) -> None:
+        self.video = video
+        self.kind = "" if video.is_live else find_container(name)
+        self._num_empty = count_empty_frames(name) if self.kind == "avi" else 0
+        self._num_regular = 0
+        self.index, self.time, self.num_read, self.num_failures = -1, 0.0, 0, 0
+
+    def add(self, moment: float) -> None:
+        """Count a frame at a time in seconds."""
+        steps = (moment - self.time) * self.video.rate
+        self._num_regular += 0.9 < steps < 1.1
+        # An AVI has one rate throughout, and others may pause.
+        may_miss = self.num_failures > 0 or self.kind == "avi"
+        is_behind_hole = may_miss and self.index >= 0 and steps > 1.5
+        self.index += round(steps) if is_behind_hole else 1
+        self.time, self.num_failures = moment, 0
+        self.num_read += 1
+
+    def is_short(self) -> bool:
+        """Tell whether frames are missing. Only MP4, MOV and AVI say how many there are; others give a length in time."""
+        expected = self.video.num_frames
+        if expected is None or self.num_read >= expected - self._num_empty:
+            return False
+        if self.kind:
+            return True
+        is_regular = self._num_regular > 0.9 * (self.num_read - 1)
+        return is_regular and self.num_read < expected - max(2, expected // 50)
+
+
+def _grab(capture: Any, count: _FrameCount) -> bool:
+    """Step to the next frame; a failure before the last one is passed over, as behind a damaged place others follow."""
+    expected = count.video.num_frames
+    while not capture.grab():
+        count.num_failures += 1
+        if expected is None or count.index + 1 >= expected or count.num_failures > _MOST_FAILURES:
+            return False
+    return True
+
+
+def load_opencv() -> Any:
+    """Return the module cv2.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"videos and cameras need OpenCV ({error}): pip install 'opencv-python-headless<5'"
+        ) from error
+    return cv2
+
+
+def _open_capture(name: str, *, is_live: bool) -> Any:
+    cv2 = load_opencv()
+    if is_live:
+        number = name[len(CAMERA) :]
+        if not (number.isdecimal() and len(number) < 10):
+            raise DataError(f"{name}: expected the number of a camera, e.g. camera:0.")
+        source: int | str = int(number)
+    else:
+        # OpenCV would take other names for addresses and patterns; only files are meant.
+        if not check_name(name).is_file():
+            raise DataError(f"{name}: there is no such file.")
+        if not os.path.getsize(name):
+            raise DataError(f"{name}: the file is empty.")
+        if not os.access(name, os.R_OK):
+            raise DataError(f"{name}: {FORBIDDEN}")
+        source = str(Path(name).resolve())
+    with _give_plain_name(source) as source:
+        capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        capture.release()
+        what = (
+            "there is no such camera, or another program uses it"
+            if is_live
+            else "not a video, damaged, or of an unknown codec"
+        )
+        raise DataError(f"{name}: cannot be opened ({what}).")
+    return capture
+
+
+@contextlib.contextmanager
+def _give_plain_name(source: str | int) -> Iterator[str | int]:
+    """Give a link to a file whose path is not UTF-8, which OpenCV does not take; all else as it is."""
+    if isinstance(source, int) or to_utf8(source) == source:
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"video{to_utf8(Path(source).suffix)}"
+        link.symlink_to(source)
+        yield str(link)
+
+
+def _describe_video(capture: Any, name: str, *, is_live: bool) -> Video:
+    cv2 = load_opencv()
+    rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    rate = float(rate) if 0 < rate < 1000 else DEFAULT_RATE
+    num_frames = int(count) if count > 0 and not is_live else None
+    if num_frames is not None and find_container(name) == "mp4" and (shown := find_shown_seconds(name)) is not None:
+        # Programs that trim without encoding keep the frames that are not shown; one more than expected may be.
+        num_frames = min(num_frames, max(1, math.floor(shown * rate + 0.01)))
+    return Video(rate, num_frames, is_live, _find_pixel_aspect(capture))
+
+
+_MOST_ASPECT = 4.0
+"""A header that names longer pixels is wrong; those of video standards are at most 2.4 times as long as they are wide."""
+
+
+def _find_pixel_aspect(capture: Any) -> float:
+    """Return the width of a pixel by its height in the frames that OpenCV gives, 1 where the video does not tell."""
+    cv2 = load_opencv()
+    width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    if not (width > 0 and height > 0 and 1 / _MOST_ASPECT <= width / height <= _MOST_ASPECT):
+        return 1.0
+    # The header describes the frames as they are stored, and OpenCV has turned them.
+    is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_AUTO) and capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
+    return height / width if is_turned else width / height
+
+
+def _make_square(frame: np.ndarray, aspect: float) -> np.ndarray:
+    """Return a frame with square pixels, stretched along the side on which it has too few."""
+    if aspect == 1:
+        return frame
+    cv2 = load_opencv()
+    height, width = frame.shape[:2]
+    size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+
+
+def find_container(name: str) -> str:
+    """Return "mp4" (MOV, too) or "avi" by a file's first bytes, else ""."""
+    with open(name, "rb") as file:
+        start = file.read(12)
+    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        return "mp4"
+    return "avi" if start[8:] == b"AVI " else ""
+
+
+_MOST_OF_INDEX = 2**26
+"""Bytes of the index of a video that are looked at; an hour has about a megabyte."""
+
+
+def find_shown_seconds(name: str) -> float | None:
+    """Return how long the edit list of an MP4's first video track lasts; None where it has none, or cannot be read.
+
+    Source: ISO/IEC 14496-12, 8.6.6 Edit List Box.
+    """
+    try:
+        with open(name, "rb") as file:
+            movie = _read_box(file, b"moov")
+        [header] = _find_boxes(movie, b"mvhd")
+        place = 20 if header[0] else 12
+        [scale] = struct.unpack_from(">I", header, place)
+        for track in _find_boxes(movie, b"trak"):
+            handlers = [box[8:12] for media in _find_boxes(track, b"mdia") for box in _find_boxes(media, b"hdlr")]
+            edits = [box for outer in _find_boxes(track, b"edts") for box in _find_boxes(outer, b"elst")]
+            if b"vide" in handlers and edits:
+                [number] = struct.unpack_from(">I", edits[0], 4)
+                form = ">QqI" if edits[0][0] else ">IiI"
+                entries = struct.iter_unpack(form, edits[0][8 : 8 + number * struct.calcsize(form)])
+                # An entry without a media time shows nothing.
+                total = sum(duration for duration, start, _ in entries if start >= 0)
+                return total / scale if total and scale else None
+    except (struct.error, ValueError, IndexError):
+        return None
+    return None
+
+
+def _read_box(file: BinaryIO, kind: bytes) -> bytes:
+    """Return the content of the first box of a kind at the top of a file, b"" where there is none."""
+    while len(head := file.read(8)) == 8:
+        size, found = struct.unpack(">I4s", head)
+        rest = size - 8 if size != 1 else struct.unpack(">Q", file.read(8))[0] - 16
+        if found == kind:
+            return file.read(min(rest, _MOST_OF_INDEX))
+        if size == 0 or rest < 0:
+            break
+        file.seek(rest, os.SEEK_CUR)
+    return b""
+
+
+def _find_boxes(content: bytes, kind: bytes) -> list[bytes]:
+    """Return the contents of the boxes of a kind that lie directly in the content of another."""
+    found, place = [], 0
+    while place + 8 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, place)
+        if size < 8:
+            break
+        if name == kind:
+            found.append(content[place + 8 : place + size])
+        place += size
+    return found
+
+
+def count_empty_frames(name: str) -> int:
+    """Return how many frames of an AVI its index names as empty: the frame before is shown again, and none is missing."""
+    with open(name, "rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            kind, size = struct.unpack("<4sI", head)
+            if kind == b"idx1":
+                index = file.read(min(size, _MOST_OF_INDEX) // 16 * 16)
+                entries = struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])
+                return sum(chunk[2:] in (b"dc", b"db") and length == 0 for chunk, _, _, length in entries)
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 0
+
+
+def _get_time(capture: Any, index: int, rate: float) -> float:
+    """Return the time of the frame that was grabbed: its own where the video tells (rates may vary), else by the rate."""
+    stamp = capture.get(load_opencv().CAP_PROP_POS_MSEC) / 1000
+    return stamp if stamp > 0 or index == 0 else index / rate
+
+
+def check_name(name: str) -> Path:
+    """Return the path that a name is; raise DataError for one that cannot be a file's."""
+    if not name.strip():
+        raise DataError(f"{name!r}: an empty name; expected a file, a folder, a glob or camera:0.")
+    if _ADDRESS.match(name) and not os.path.lexists(name):
+        raise DataError(f"{name}: found an address, expected a file. Download it, and give the file.")
+    return Path(name)
