@@ -1,5 +1,5 @@
-"""Maps of what the output of a model depends on, with their sanity checks, figures and page.
+"""Maps of the image regions that a model's output depends on, with sanity checks, figures and a page.
 
-What enters are a classifier and images. What leaves are occlusion and Grad-CAM maps as arrays, figures and a page. A map
+The input is a classifier and images; the output is occlusion and Grad-CAM maps as arrays, figures and a page. A map
 shows what a model reacts to, not whether the model is right.
 """

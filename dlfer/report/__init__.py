@@ -1,5 +1,5 @@
-"""Pages, figures and tables for people, made from the records of runs.
+"""Reports of runs: HTML pages, figures, model cards and terminal tables.
 
-What enters is a run directory. What leaves is a self-contained HTML page, a model card or text for a terminal. Nothing is
-computed here that a record does not hold, and neither TensorFlow nor a network connection is needed.
+The input is a run directory; the output is a self-contained HTML page, a model card or text for a terminal. All values
+come from the run's records. Neither TensorFlow nor a network connection is needed.
 """

@@ -1,4 +1,4 @@
-"""The audit of a data set in sentences, and as a page with the images that it is about."""
+"""The audit of a data set as sentences, and as an HTML page with the images concerned."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dlfer.runs.records import DuplicateCounts
 from dlfer.runs.text import count_noun
 
 MOST_SHOWN = 24
-"""Contested images, and images that are perhaps no face, on the page."""
+"""Maximum number of contested images, and of images that may show no face, on the page."""
 _MOST_OUTLIERS = 12
 _SIDE = 96
 
 
 class ClassCount(NamedTuple):
-    """Number and share of a class in one split."""
+    """Number of images of a class in one split, and its share in 0..1."""
 
     n: int
     share: float
 
 
 class ClassTable(NamedTuple):
-    """The table of class counts: label -> its counts in each of the splits; `widest` is the largest share."""
+    """The table of class counts: `rows` is label -> its count in each split; `widest` is the largest share."""
 
     splits: list[str]
     rows: dict[str, list[ClassCount]]
@@ -47,7 +47,7 @@ class Leak(NamedTuple):
 
 
 class GroupRow(NamedTuple):
-    """Numbers of groups of one kind of duplicates: all, those with different labels, those across splits."""
+    """Numbers of duplicate groups of one kind: all, those with different labels, and those that span splits."""
 
     kind: str
     groups: int
@@ -56,7 +56,7 @@ class GroupRow(NamedTuple):
 
 
 class OutlierRow(NamedTuple):
-    """Outliers of one kind, the unit of their values, and those that the page shows."""
+    """Outliers of one kind, the unit of their values, and the images that the page shows."""
 
     kind: str
     unit: str
@@ -65,7 +65,7 @@ class OutlierRow(NamedTuple):
 
 
 def describe_audit(audit: AuditRecord) -> list[str]:
-    """Return what an audit found, in plain sentences with numbers, the worst first."""
+    """Return the findings of an audit as sentences: size, leaks, duplicates, classes, unusual images, votes."""
     lines = [_describe_size(audit), *(audit.reading.describe() if audit.reading else [])]
     if audit.is_streamed:
         return [*lines, "The images are streamed, so their contents were not audited."]
@@ -77,12 +77,12 @@ def describe_audit(audit: AuditRecord) -> list[str]:
 
 
 def write_audit_page(path: Path, audit: AuditRecord, images: Mapping[tuple[str, str], np.ndarray]) -> Path:
-    """Write the audit as one self-contained page, with images of the data in it; return its path.
+    """Write the audit as a self-contained page with images of the data; return its path.
 
     Args:
         path: the file.
-        audit: of `dlfer.experiment.audit.inspect_data`.
-        images: uint8 [H, W, C] by (split, id), of those that `list_shown` names.
+        audit: from `dlfer.experiment.audit.inspect_data`.
+        images: (split, id) -> uint8 [H, W, C], for the images that `list_shown` yields.
     """
     titles = {
         "Exact duplicates": audit.samples.exact,
@@ -197,7 +197,7 @@ def _describe_votes(votes: VoteSummary | None) -> list[str]:
 
 
 def _count_classes(audit: AuditRecord) -> ClassTable:
-    """Return the counts of the splits whose classes are known."""
+    """Return the class counts of all splits for which they are known."""
     splits = {name: split.classes for name, split in audit.splits.items() if split.classes is not None}
     totals = [sum(classes.values()) for classes in splits.values()]
     rows = {
@@ -238,7 +238,7 @@ def _list_no_faces(audit: AuditRecord) -> list[ListedImage]:
 
 
 def _list_outliers(audit: AuditRecord) -> list[OutlierRow]:
-    """Return the kinds of which there are outliers; of the flat images, which look alike, none is shown."""
+    """Return the kinds that have outliers, with examples other than flat images, which all look alike."""
     outliers = audit.outliers
     if outliers is None:
         return []

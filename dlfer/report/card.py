@@ -1,6 +1,6 @@
-"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is.
+"""The model card of a run (MODEL_CARD.md): intended use, limits, training data with its terms, and metrics.
 
-The terms of the data are known as far as the experiment names the data.
+The terms are known only for data that the experiment names.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 
 class Terms(NamedTuple):
-    """What is known of the terms of one source.
+    """The terms of use of one data source, as far as known.
 
     Attributes:
         data: the source, and what it was used for.
         text: the terms, in sentences.
-        research_only: whether weights that were trained on it are for research only.
+        research_only: whether weights trained on it are for research only.
     """
 
     data: str
@@ -74,8 +74,8 @@ def find_terms(config: ExperimentConfig | None, origins: Sequence[WeightsOrigin]
     """Return the sources that a model learned from, with their terms.
 
     Args:
-        config: its experiment; None where it is not known.
-        origins: of published weights, as its artifact names them.
+        config: the model's experiment; None if it is unknown.
+        origins: the published weights that the model's artifact lists.
     """
     found = [_judge_origin(origin) for origin in origins]
     if config is None:
@@ -111,7 +111,7 @@ def _judge_data(data: DataConfig, title: str) -> Terms:
 
 
 def _judge_path(data: str, where: str, otherwise: str) -> Terms:
-    """Return the terms of a file or folder; a name that contains FER2013 or ImageNet is believed."""
+    """Return the terms of a file or folder, which is taken for FER2013 or ImageNet if its path contains that name."""
     plain = where.casefold().replace("-", "").replace("_", "")
     if "fer2013" in plain:
         return Terms(data, _FER2013, True)
@@ -122,7 +122,7 @@ def _judge_path(data: str, where: str, otherwise: str) -> Terms:
 
 CARD_FILE = "MODEL_CARD.md"
 
-# Metric -> the name that the hub knows it by.
+# Metric -> its identifier on the Hugging Face hub.
 _HUB_METRICS = {
     "accuracy": "accuracy",
     "macro F1": "f1",
@@ -138,14 +138,14 @@ _HUB_METRICS = {
 def write_card(run_path: Path) -> Path:
     """Write the model card of a run beside its model, as model/MODEL_CARD.md; return its path.
 
-    The file may be renamed README.md and put on a model hub: it begins with the metadata that hubs read.
+    The file starts with the metadata that model hubs read, so it can be published as a hub's README.md.
 
     Args:
         run_path: a run directory that has a model. The card leaves out what its files do not contain.
 
     Raises:
         ModelError: the folder has no model, or one of its files is damaged.
-        ConfigError: its config.yaml is no experiment.
+        ConfigError: the config.yaml is not a valid experiment.
     """
     path = Path(run_path) / "model" / CARD_FILE
     write_atomically(path, compose_card(run_path))
@@ -186,7 +186,7 @@ def compose_card(run_path: Path) -> str:
         language=None,
         license="other" if research_only else "unknown",
         license_name="research-only" if research_only else None,
-        library_name="dlfer",  # by which a hub says how a model is loaded
+        library_name="dlfer",  # tells the hub how the model is loaded
         pipeline_tag="image-classification",
         tags=_list_tags(config, metrics, research_only=research_only),
         metrics=["accuracy", "f1"],
@@ -202,7 +202,7 @@ def compose_card(run_path: Path) -> str:
 
 
 def _list_backbones(config: ExperimentConfig | None) -> list[str]:
-    """Return the one backbone of an experiment, the branches of a hybrid, or the names of an ensemble's members."""
+    """Return the backbone of an experiment, the branches of a hybrid, or the names of an ensemble's members."""
     if config is None:
         return []
     if config.ensemble is not None:
@@ -219,9 +219,9 @@ def _list_tags(config: ExperimentConfig | None, metrics: Metrics, *, research_on
 
 
 def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig | None) -> Iterator[EvalResult]:
-    """Yield the metrics as the hub's metadata holds them: of test, else of validation, whole and without duplicates.
+    """Yield the metrics as metadata for the hub: of test, else validation, each with and without duplicates.
 
-    A name says what a number alone would hide: that validation selected the model, or that the test is not clean.
+    The name of the data set says whether validation selected the model, and whether the test is not clean.
     """
     from huggingface_hub import EvalResult
 
@@ -256,14 +256,14 @@ def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig |
 
 
 class CardTable(NamedTuple):
-    """The metrics as rows of texts, the name first, and the names of the columns."""
+    """A table of metrics as text: column names, and rows that start with the name of the metric."""
 
     columns: list[str]
     rows: list[list[str]]
 
 
 def _build_table(metrics: Metrics) -> CardTable:
-    """Return the metrics that are known of all splits but train."""
+    """Return the table of the recorded metrics of all splits but train."""
     table = build_metrics_table(metrics, [split for split in SPLITS if split != "train"])
     columns = [f"{column.name}, n = {format_count(column.n)}" for column in table.columns]
     rows = []
@@ -307,7 +307,7 @@ def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
 
 
 def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
-    """Return the weak points of this model, as its metrics show them."""
+    """Return the weak points that the model's metrics show, as sentences."""
     if metrics.judged is None:
         return []
     lines, per_class = [], metrics.judged.per_class

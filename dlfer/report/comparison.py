@@ -68,17 +68,17 @@ _MOST_NAMED = 8
 
 FIGURES = ("accuracies", "differences", "curves")
 _MOST_CURVES = 6
-"""More curves in one figure cannot be distinguished; for a sweep, the curves of the best cells are drawn."""
+"""Maximum number of arms, the best, whose curves a sweep or cross-validation draws: more cannot be distinguished."""
 
 
 @dataclass(frozen=True)
 class ReportedMember:
-    """A member as the page shows it.
+    """A member of a comparison, for the page.
 
     Attributes:
-        row: what members.csv says of it.
-        folder: of its run; None before it has begun.
-        link: relative address of the run's report; None where there is none.
+        row: its row of members.csv.
+        folder: of its run; None before it has started.
+        link: relative address of the run's report; None if there is no report.
     """
 
     row: MemberRow
@@ -87,7 +87,7 @@ class ReportedMember:
 
     @property
     def name(self) -> str:
-        """What the table calls the run."""
+        """The name of the run in the table."""
         return "–" if self.folder is None else self.folder.name
 
 
@@ -96,11 +96,11 @@ def write_comparison_report(path: Path, *, ending: Mapping[str, Any] | None = No
 
     Args:
         path: a comparison's directory with run.json, members.csv and comparison.json. The curves come
-            from the members' own directories; those that are gone are left out.
-        ending: fields of run.json that are recorded once the page is there: `status` and `finished`.
+            from the members' own directories; members whose directory is missing have none.
+        ending: the final `status` and `finished` of run.json, which is updated only after the page is written.
 
     Raises:
-        ModelError: the folder is no comparison, or one of its files is damaged.
+        ModelError: the folder is not that of a comparison, or one of its files is damaged.
     """
     path = Path(path)
     run, comparison = RunRecord.read(path), read_comparison(path)
@@ -143,13 +143,13 @@ def write_comparison_report(path: Path, *, ending: Mapping[str, Any] | None = No
 
 
 def write_models_page(path: Path, comparison: ModelComparison) -> Path:
-    """Write a comparison of models, of `dlfer compare`, as a page that needs no other file; return its path."""
+    """Write the result of `dlfer compare` as a self-contained page; return its path."""
     context = {"comparison": comparison, "pairs": [*comparison.pairs, *comparison.system_pairs]}
     return render_page("models.html.j2", Path(path), context)
 
 
 def read_comparison(path: Path) -> ComparisonRecord | None:
-    """Return the comparison.json of a folder with a sentence for each pair; None where there is none.
+    """Return the comparison.json of a folder, with sentences for pairs that have none; None if there is no file.
 
     Raises:
         ModelError: the file is damaged.
@@ -168,11 +168,11 @@ def read_comparison(path: Path) -> ComparisonRecord | None:
 
 
 def describe_needed(pair: ArmPair) -> str:
-    """Return in a few words what would detect a difference as large as the observed one; "" where it was detected."""
+    """Return how many images or seeds would detect the observed difference; "" if it is significant or unknown."""
     if pair.is_significant or pair.not_learned:
         return ""
     if pair.scope == "models":
-        # Fewer than there are, where the correction for several comparisons alone made it not significant.
+        # required_n is at most n if only the correction for multiple comparisons made the difference insignificant.
         is_known = pair.required_n is not None and not (pair.n is not None and pair.required_n <= pair.n)
         return f"{format_count(pair.required_n)} images" if is_known else ""
     more = pair.more
@@ -188,7 +188,7 @@ def describe_needed(pair: ArmPair) -> str:
 def read_members(path: Path) -> list[ReportedMember]:
     """Return the rows of members.csv of a comparison.
 
-    A member is looked for where members.csv says, else beside the comparison, so that a folder of runs may be moved.
+    A member's directory is searched for at its recorded path, then near the comparison, as both may have been moved.
     """
     members = []
     for row in read_member_rows(path):
@@ -203,7 +203,7 @@ def read_members(path: Path) -> list[ReportedMember]:
 def _write_figures(
     path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember], *, kind: str
 ) -> tuple[str, ...]:
-    """Draw the figures of the page with the members' banners, and return their names."""
+    """Draw the figures of the page, add the members' banners to them, and return their names."""
     best = [row.arm for row in comparison.table[:_MOST_CURVES]]
     if kind == "cross_validation":
         names: tuple[str, ...] = (*CROSSVAL_FIGURES, "curves")
@@ -223,7 +223,7 @@ def _write_figures(
 
 
 def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember]) -> list[Path]:
-    """Draw accuracies, paired differences and the members' curves, as far as the files allow; return the paths."""
+    """Draw the accuracies, paired differences and members' curves for which there are data; return the paths."""
     drawn = []
     if comparison.table:
         texts = [
@@ -257,7 +257,7 @@ def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path
 
 
 def draw_accuracies(comparison: ComparisonRecord) -> Figure:
-    """Draw a bar for each arm and split, with interval and value."""
+    """Draw a bar for each arm and split, with its interval and value."""
     titles = title_splits(comparison)
     table = comparison.table
     width = 0.8 / len(table)
@@ -285,7 +285,7 @@ def draw_accuracies(comparison: ComparisonRecord) -> Figure:
 
 
 def draw_differences(paired: Sequence[ArmPair]) -> Figure:
-    """Draw each paired difference as a dot with its interval, beside the line of no difference."""
+    """Draw each paired difference as a dot with its interval, and a vertical line at zero."""
     with figure_style():
         figure = new_figure(5.5, 1.1 + 0.5 * len(paired))
         axes = figure.subplots()
@@ -306,7 +306,7 @@ def draw_differences(paired: Sequence[ArmPair]) -> Figure:
 
 
 def draw_curves(histories: Sequence[tuple[str, Sequence[Epoch]]]) -> Figure:
-    """Draw loss and accuracy of several trainings into the same two panels, coloured by arm.
+    """Draw the loss and accuracy curves of several trainings in two panels, coloured by arm.
 
     Args:
         histories: (arm, epochs) of each member.
@@ -350,7 +350,7 @@ def format_comparison_table(comparison: ComparisonRecord) -> Table:
 
 
 def title_splits(comparison: ComparisonRecord) -> dict[str, str]:
-    """Return the splits that some arm has, with their titles; that of validation says so if it selected and judged."""
+    """Return the splits that any arm has, with titles; validation's is `judged_on` if the arms are compared on it."""
     judged_on = comparison.judged_on or ""
     titles = {split: split for split in SPLITS if any(row.get(split) for row in comparison.table)}
     if "validation" in titles and judged_on.startswith("validation"):
@@ -359,7 +359,7 @@ def title_splits(comparison: ComparisonRecord) -> dict[str, str]:
 
 
 def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list[str]:
-    """Return what the comparison and its members warn of, each sentence once; members that did not learn are one sentence."""
+    """Return the distinct warnings of a comparison and its members, with one for all trainings that did not learn."""
     texts, failed = [*run.warnings, *_collect_banners(members)], []
     for member in members:
         record = None if member.folder is None else RunRecord.read(member.folder)
@@ -378,6 +378,6 @@ def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list
 
 
 def _collect_banners(members: Sequence[ReportedMember]) -> list[str]:
-    """Return the banners of the members, each once."""
+    """Return the distinct banners of the members."""
     found = [Metrics.read(member.folder) for member in members if member.folder is not None]
     return list(dict.fromkeys(metrics.banner for metrics in found if metrics is not None and metrics.banner))

@@ -1,4 +1,4 @@
-"""Curves of a run: over epochs, ROC, reliability, risk over coverage, and accuracy over the strength of corruptions."""
+"""Curves of a run: training history, ROC, reliability, risk-coverage, and accuracy by corruption strength."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def draw_history(history: Sequence[Epoch], *, kept_epoch: int | None = None) -> Figure:
-    """Draw loss and accuracy over the epochs of one stage.
+    """Draw the loss and accuracy curves of one stage.
 
     Args:
-        history: of the stage; values that are not known are left out.
+        history: of the stage; missing values are left out.
         kept_epoch: the epoch whose weights the stage ended with, numbered as in `history`.
     """
     with figure_style():
@@ -54,7 +54,7 @@ def draw_history(history: Sequence[Epoch], *, kept_epoch: int | None = None) -> 
 
 
 def read_series(history: Sequence[Epoch], name: str) -> tuple[list[int], list[float]]:
-    """Return the epochs at which a metric of a history is known, and its values."""
+    """Return the epochs for which a history has a metric, and the metric's values."""
     known = [(row.epoch, value) for row in history if (value := getattr(row, name)) is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]
 
@@ -69,7 +69,7 @@ def draw_line(
     percent: bool = False,
     style: str = "-",
 ) -> None:
-    """Draw one curve over epochs in the colour of `number`, with its markers while they are few enough to be seen."""
+    """Draw a curve over epochs in the colour of index `number`, with markers if there are at most 20 epochs."""
     axes.plot(
         epochs,
         [100 * value for value in values] if percent else values,
@@ -82,7 +82,7 @@ def draw_line(
 
 
 def finish_epoch_axis(axes: Axes) -> None:
-    """Label the epoch axis; its ticks are whole numbers."""
+    """Label the epoch axis, and restrict its ticks to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -91,14 +91,14 @@ def finish_epoch_axis(axes: Axes) -> None:
 
 
 def _mark_phases(axes: Axes, history: Sequence[Epoch]) -> None:
-    """Draw a thin line where one phase (head alone, all layers) gives way to the next."""
+    """Draw a thin line between training phases (head alone, all layers)."""
     for before, after in pairwise(history):
         if before.phase != after.phase:
             axes.axvline((before.epoch + after.epoch) / 2, color=PALE, linewidth=1, linestyle="--")
 
 
 class ClassRoc(NamedTuple):
-    """The ROC curve of one class against the rest: the class's number, both rates (float64 [M]), and the area."""
+    """The ROC curve of one class against the rest: the class's index, both rates (float64 [M]), and the area."""
 
     number: int
     fpr: np.ndarray
@@ -107,7 +107,7 @@ class ClassRoc(NamedTuple):
 
 
 class MacroRoc(NamedTuple):
-    """The mean over classes of their ROC curves, at 501 false-positive rates, and of their areas."""
+    """The ROC curve averaged over classes at 501 false-positive rates (float64 [501]), and the mean of their areas."""
 
     fpr: np.ndarray
     tpr: np.ndarray
@@ -115,7 +115,7 @@ class MacroRoc(NamedTuple):
 
 
 def compute_class_rocs(predictions: Predictions) -> tuple[list[ClassRoc], MacroRoc | None]:
-    """Return the ROC curve of each class that some rows have and some have not, and their mean; None without any."""
+    """Return the ROC curve of each class with positive and negative rows, and their mean; None without any curve."""
     curves = []
     for c in range(len(predictions.labels)):
         is_target, scores = predictions.targets == c, predictions.probabilities[:, c]
@@ -146,7 +146,7 @@ def draw_roc(predictions: Predictions) -> Figure:
 
 
 def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str], *, width: float) -> None:
-    """Draw the curve of each class in its colour and line, so many points wide; of many classes all are pale."""
+    """Draw the ROC curve of each class, `width` points wide; with more than 12 labels all are pale and unnamed."""
     many = len(labels) > MOST_LABELS
     for c, fpr, tpr, area in curves:
         colour = PALE if many else COLOURS[c % len(COLOURS)]
@@ -156,7 +156,7 @@ def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str
 
 
 def frame_roc(axes: Axes) -> None:
-    """Set the axes of a ROC figure, and draw the diagonal of pure chance."""
+    """Set up the axes of a ROC figure, and draw the chance diagonal."""
     from matplotlib.ticker import PercentFormatter
 
     axes.plot([0, 1], [0, 1], color=PALE, linestyle=":", linewidth=1)
@@ -170,7 +170,7 @@ def frame_roc(axes: Axes) -> None:
 
 
 def draw_reliability(calibration: Calibration) -> Figure:
-    """Draw accuracy over confidence in bins of equally many images, before and after the temperature."""
+    """Draw accuracy against confidence in bins of equally many images, before and after temperature scaling."""
     versions = [("As the network gives it", calibration.raw)]
     if calibration.scaled is not None:
         versions.append(("After the temperature", calibration.scaled))
@@ -181,7 +181,7 @@ def draw_reliability(calibration: Calibration) -> Figure:
             _draw_bins(axes, metrics.reliability, number)
             ece = metrics.ece_equal_mass
             axes.set_title(title)
-            # The reason for a missing interval is in the table of the page.
+            # The table of the page has the reason for a missing interval.
             text = f"ECE {format_percent(ece.value)}\n{format_uncertainty((ece.low, ece.high))}"
             axes.text(3, 97, text, va="top", fontsize=10)
             axes.set_xlabel("mean confidence (%)")
@@ -190,7 +190,7 @@ def draw_reliability(calibration: Calibration) -> Figure:
 
 
 def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin], number: int) -> None:
-    """Draw each bin as a marker with Wilson's interval of its accuracy, beside the line of perfect calibration."""
+    """Draw each bin as a marker with the Wilson interval of its accuracy, and the line of perfect calibration."""
     confidence, accuracy, low, high = (
         100 * np.array([(row.confidence, row.accuracy, row.low, row.high) for row in bins], dtype=float).T
     )
@@ -215,11 +215,11 @@ def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin], number: int) -> None:
 
 
 def draw_risk_coverage(selective: Selective, *, target_accuracy: float | None = None) -> Figure:
-    """Draw the share of wrong answers over the share of images that are answered, and the threshold.
+    """Draw the share of wrong answers against the share of answered images (coverage), and mark the threshold.
 
     Args:
-        selective: of the judged split.
-        target_accuracy: what the threshold was chosen to reach.
+        selective: of the evaluated split.
+        target_accuracy: the accuracy, in 0..1, that the threshold was chosen to reach.
     """
     coverage, risk, low, high = (
         100
@@ -239,7 +239,7 @@ def draw_risk_coverage(selective: Selective, *, target_accuracy: float | None = 
             _mark_threshold(axes, at)
         axes.set_xlim(0, 101)
         axes.set_ylim(0, max(1.0, 1.3 * float(risk.max())))
-        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])  # above is room for the legend
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])  # the space above 100 % is for the legend
         axes.set_xlabel("images answered (%)")
         axes.set_ylabel("wrong among the answered (%)")
         axes.legend(loc="upper left", fontsize=8.5)
@@ -264,7 +264,7 @@ def _mark_threshold(axes: Axes, at: AtThreshold) -> None:
 
 
 def draw_corruptions(found: Corruptions) -> Figure:
-    """Draw the accuracy on corrupted images over the strength, from the clean images on, with intervals."""
+    """Draw the accuracy on corrupted images against the strength, beginning with clean images, with intervals."""
     with figure_style():
         figure = new_figure(7.5, 4.0)
         axes = figure.subplots()
@@ -274,7 +274,7 @@ def draw_corruptions(found: Corruptions) -> Figure:
                 100 * np.array(ends, dtype=float)
                 for ends in zip(*((e.value, e.low, e.high) for e in estimates), strict=True)
             )
-            # Markers of one strength are drawn side by side, so that their intervals can be distinguished.
+            # Markers of the same strength are drawn side by side, so that their intervals can be distinguished.
             places = np.array([0, *(level.strength for level in levels)]) + 0.05 * (number - 2.5)
             axes.errorbar(
                 places,

@@ -1,9 +1,8 @@
-"""What all figures share: their style, and the PNG files that carry caption, description and banner.
+"""Shared code of all figures: their style, and PNG files that contain caption, alternative text and banner.
 
-`draw_*` returns a matplotlib figure; `write_figure` saves it as a PNG that carries its own caption and
-its description for readers who do not see it. Colours are those of Okabe and Ito, which colour-blind
-readers distinguish; curves differ by line and marker, too. Matplotlib is imported when the first figure
-is drawn.
+`draw_*` returns a matplotlib figure; `write_figure` saves it as a PNG with its caption and alternative text in
+the metadata. Colours are those of Okabe and Ito, which colour-blind readers can distinguish; curves also differ
+by line style and marker. Matplotlib is imported when the first figure is drawn.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe & Ito, Color Universal Design (2008); the yellow is left out, since it vanishes on white."""
+"""Okabe & Ito, Color Universal Design (2008), without yellow, which is hard to see on white."""
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (2, 1)))
-"""Line styles that stand for the colours where there are none, as on a grey print."""
+"""Line styles that distinguish curves where colours cannot be seen, as in a greyscale print."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -57,7 +56,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # a label or a file may hold a $
+    "text.parse_math": False,  # labels and file names may contain a $
 }
 
 DOTS_PER_INCH = 160
@@ -69,17 +68,17 @@ _BANNER_POINTS = 8.5
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches; use it within `figure_style()`."""
+    """Return an empty figure of the given size in inches; use it within `figure_style()`."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
 
 
 def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of so many inches and axes that cover it, in inches from its upper left corner.
+    """Return a figure of the given size in inches, and axes that cover it, in inches from its upper left corner.
 
-    For pages of many images: the layout of 24 axes, one for each image, takes ten times as long as drawing them.
-    Use it within `figure_style()`.
+    It is meant for pages of many images: the layout of 24 axes, one for each image, takes ten times as long as drawing
+    the images. Use it within `figure_style()`.
     """
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
@@ -89,13 +88,13 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def place_image(axes: Axes, image: np.ndarray, *, left: float, top: float, side: float, **options) -> None:
-    """Draw an image into a square of a canvas from `new_canvas`, centred, with its own proportions.
+    """Draw an image into a square on a canvas from `new_canvas`, centred and without changing its aspect ratio.
 
     Args:
         axes: of the canvas.
         image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
         left, top, side: of the square, in inches.
-        options: of `Axes.imshow`, e.g. cmap.
+        options: keyword arguments of `Axes.imshow`, e.g. cmap.
     """
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image.repeat(3, axis=-1)
@@ -106,24 +105,25 @@ def place_image(axes: Axes, image: np.ndarray, *, left: float, top: float, side:
 
 
 def figure_style():
-    """Return the context in which figures are drawn."""
+    """Return the context manager that sets the style of all figures."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
 def write_figure(figure: Figure, path: Path, *, title: str, description: str) -> Path:
-    """Save `figure` as PNG under a temporary name first; the same figure gives the same bytes.
+    """Save a figure as a PNG file, atomically; the same figure gives the same bytes.
 
-    The title is the caption; the description is what a reader who does not see the figure needs to know. Both are kept
-    in the file, with "Kind": "chart" for a figure without photographs, whose colours a page may invert in dark mode, and
-    with "Legend": the names that the figure shows as numbers because no installed font has their characters.
+    `title` is the caption and `description` the alternative text. The file's metadata have both, "Kind": "chart" for a
+    figure without photographs, whose colours a page may invert in dark mode, and "Legend" for names that are shown as
+    numbers because no installed font has their characters.
     """
     buffer = io.BytesIO()
     metadata = {"Title": escape_text(title), "Description": escape_text(description), "Software": "dlfer"}
     if not _has_photographs(figure):
         metadata["Kind"] = "chart"
     with figure_style():
+        # Fonts have no glyphs for control characters in labels and file names, or draw them invisibly.
         _change_texts(figure, partial(escape_text, keep="\n"))
         legend = _fit_fonts(figure)
         if legend:
@@ -134,22 +134,21 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
 
 
 def _has_photographs(figure: Figure) -> bool:
-    """Return whether a figure shows an image in colours of its own, [H, W, 3 or 4], which no map of colours gave it."""
+    """Return whether a figure shows an image in its own colours, [H, W, 3 or 4], instead of through a colour map."""
     from matplotlib.image import AxesImage
 
     return any(image.get_array() is not None and image.get_array().ndim == 3 for image in figure.findobj(AxesImage))
 
 
 def _change_texts(figure: Figure, change: Callable[[str], str]) -> None:
-    """Change each text of a figure, and the names of ticks. The first use is to escape control characters in labels
-    and file names: fonts have no glyphs for them, or draw them invisibly."""
+    """Apply `change` to each text of a figure, including its tick labels."""
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
-            if isinstance(formatter, FuncFormatter):  # that of set_xticks and set_yticks with labels
+            if isinstance(formatter, FuncFormatter):  # made by set_xticks and set_yticks with labels
                 formatter.func = partial(_format_changed, formatter.func, change)
     for text in figure.findobj(Text):
         text.set_text(change(text.get_text()))
@@ -160,14 +159,14 @@ def _format_changed(form: Callable[[float, int], str], change: Callable[[str], s
 
 
 _FONT = "DejaVu Sans"
-"""Matplotlib's own, which has Latin, Greek, Cyrillic, Arabic and mathematical characters."""
+"""Matplotlib's default font, which has Latin, Greek, Cyrillic, Arabic and mathematical characters."""
 
 
 def _fit_fonts(figure: Figure) -> str:
-    """Let the texts of a figure use fonts of this machine that have their characters, and number the names that none has.
+    """Select installed fonts that have the characters of a figure, and replace names that no font has by numbers.
 
     Returns:
-        What the numbers stand for, in words; "" if there are none.
+        The meaning of the numbers, a sentence; "" if there are none.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -178,7 +177,7 @@ def _fit_fonts(figure: Figure) -> str:
     if not lacking:
         return ""
     families, missing = _choose_fonts(frozenset(lacking))
-    matplotlib.rcParams["font.family"] = [_FONT, *families]  # of texts that are made while the figure is drawn
+    matplotlib.rcParams["font.family"] = [_FONT, *families]  # for texts that are created while the figure is drawn
     for text in figure.findobj(Text):
         text.set_fontfamily([_FONT, *families])
     if not missing:
@@ -192,7 +191,7 @@ def _fit_fonts(figure: Figure) -> str:
 
 
 def _list_texts(figure: Figure) -> list[str]:
-    """Return all texts of a figure, those at the ticks of its axes first."""
+    """Return all texts of a figure, tick labels first."""
     from matplotlib.text import Text
 
     ticks = [
@@ -202,12 +201,12 @@ def _list_texts(figure: Figure) -> list[str]:
 
 
 def _is_drawn(character: str) -> bool:
-    """Return whether a character needs a glyph: no space, no mark of format, no control character."""
+    """Return whether a character needs a glyph: it is no space, control, format, surrogate or unassigned character."""
     return not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn")
 
 
 def _match_names(missing: Collection[str]) -> re.Pattern[str]:
-    """Return what matches the words around characters, and several such words in a row as one name."""
+    """Return a pattern that matches words with any of the characters; several such words in a row are one name."""
     there = f"[{''.join(map(re.escape, sorted(missing)))}]"
     word = rf"(?:\w|{there})*{there}(?:\w|{there})*"
     return re.compile(f"{word}(?: {word})*")
@@ -215,13 +214,13 @@ def _match_names(missing: Collection[str]) -> re.Pattern[str]:
 
 @cache
 def _read_characters(family: str) -> frozenset[int]:
-    """Return the code points that a font family has glyphs for; none for fonts that matplotlib cannot draw with."""
+    """Return the code points that a font family has glyphs for; none if matplotlib cannot draw with the font."""
     from matplotlib.ft2font import FaceFlags, FT2Font
 
     try:
         font = FT2Font(_list_families()[family])
         usable = FaceFlags.SCALABLE in font.face_flags and FaceFlags.COLOR not in font.face_flags
-        # The fonts of last resort have a glyph for everything: a box.
+        # Last-resort fonts map every character to the picture of a box.
         return frozenset(font.get_charmap()) if usable and "resort" not in family.lower() else frozenset()
     except (ValueError, RuntimeError, OSError):
         return frozenset()
@@ -229,12 +228,12 @@ def _read_characters(family: str) -> frozenset[int]:
 
 @cache
 def _list_families() -> dict[str, str]:
-    """Return the file of the regular font of each family of this machine, families without serifs first."""
+    """Return the file of the regular font of each installed family, sans-serif families first."""
     from matplotlib import font_manager
 
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
-    for path in sorted(set(font_manager.findSystemFonts()) - known):  # installed since matplotlib made its list
-        with contextlib.suppress(Exception):  # of whatever is wrong with a font that nobody may need
+    for path in sorted(set(font_manager.findSystemFonts()) - known):  # installed after matplotlib cached its list
+        with contextlib.suppress(Exception):  # a broken font must not stop a figure that may not use it
             font_manager.fontManager.addfont(path)
 
     def rate(entry: font_manager.FontEntry) -> tuple:
@@ -251,7 +250,7 @@ def _list_families() -> dict[str, str]:
 
 @cache
 def _choose_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the font families that have characters, as few as are needed, and the characters that none has."""
+    """Return font families that have the characters, few by greedy selection, and the characters that none has."""
     left, chosen = set(characters), []
     while left:
         counts = {family: sum(ord(one) in _read_characters(family) for one in left) for family in _list_families()}
@@ -264,7 +263,7 @@ def _choose_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozense
 
 
 class Drawn(NamedTuple):
-    """A figure with its name, caption, and description for readers who do not see it."""
+    """A figure with its name, its caption (`title`) and its alternative text (`description`)."""
 
     name: str
     figure: Figure
@@ -273,7 +272,7 @@ class Drawn(NamedTuple):
 
 
 def write_figures(folder: Path, drawn: Iterable[Drawn]) -> list[Path]:
-    """Save figures as <name>.png in a folder; return the paths."""
+    """Save figures as <name>.png in a folder; return their paths."""
     return [
         write_figure(one.figure, folder / f"{one.name}.png", title=one.title, description=one.description)
         for one in drawn
@@ -281,7 +280,7 @@ def write_figures(folder: Path, drawn: Iterable[Drawn]) -> list[Path]:
 
 
 def name_rows(axes: Axes, names: Sequence[str], *, below: float = 0.4) -> None:
-    """Name the rows of a figure from the top, with so much room below the last one and no lines between them."""
+    """Label the rows of a chart from the top, without grid lines; the axis ends 1 - `below` rows under the last."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - below, -0.6)
     axes.grid(visible=False, axis="y")
@@ -289,10 +288,10 @@ def name_rows(axes: Axes, names: Sequence[str], *, below: float = 0.4) -> None:
 
 
 def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None:
-    """Draw `banner`, the warning that every output of a run carries, above each <name>.png that is in a folder.
+    """Add a run's warning `banner` at the top of each <name>.png in a folder, replacing an earlier banner.
 
-    It takes the place of an earlier one, and None takes that away: a run's banner is known only when the run is judged,
-    and changes if it is judged again.
+    None removes the banner. A banner is known only once the run is evaluated, and another evaluation may change it, so
+    it is added to figures that exist already.
     """
     for path in (folder / f"{name}.png" for name in names):
         if path.exists():
@@ -306,12 +305,12 @@ def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None
 
 
 def describe_damaged_figure(path: Path) -> ModelError:
-    """Return the error of a figure that cannot be read, with what to do about it."""
+    """Return the error for a figure that cannot be read, with advice."""
     return ModelError(f"{path}: this figure cannot be read; delete it, and the page is written without it.")
 
 
 def _stamp(contents: bytes, banner: str | None) -> bytes:
-    """Return a PNG with `banner` in a strip on top; the text and the strip's height are kept in the file."""
+    """Return a PNG with `banner` in a strip on top (none for None); its metadata have the text and the height."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -337,7 +336,7 @@ def _stamp(contents: bytes, banner: str | None) -> bytes:
 
 
 def _draw_banner(banner: str, width: int, dpi: float) -> Image:
-    """Return the strip: the text in as many lines as the width asks for, beside a bar of the page's banners."""
+    """Return the strip of a banner: text wrapped to the width, beside a bar as in the banners of the pages."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 

@@ -1,4 +1,4 @@
-"""The headline of a report, the table of all metrics beside it, and what is known of duplicates."""
+"""The headline of a report, its table of all metrics, and sentences about duplicates and missing labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFINITION = "A duplicate is an exact, near or horizontally flipped copy, or an 
 
 
 def find_without(metrics: Metrics | None) -> SplitMetrics | None:
-    """Return the metrics of the judged split without duplicates; None where none were found or none were looked for."""
+    """Return the metrics of the evaluated split without duplicates; None if none were found or searched for."""
     if metrics is None or metrics.judged is None or metrics.judged_without_duplicates is None:
         return None
     without = metrics.judged_without_duplicates
@@ -28,13 +28,13 @@ def find_without(metrics: Metrics | None) -> SplitMetrics | None:
 
 
 def format_without(split: SplitMetrics) -> str:
-    """Return the accuracy of `find_without` with its interval and n: "69.1 % (95 % 67.4 to 70.7, n = 3,201)"."""
+    """Return the accuracy of a split with its interval and n: "69.1 % (95 % 67.4 to 70.7, n = 3,201)"."""
     accuracy = split.accuracy
     return f"{format_percent(accuracy.value)} (95 % {format_interval(accuracy)}, n = {format_count(split.n)})"
 
 
 def name_left_out(duplicates: DuplicatesRecord | None) -> str:
-    """Return in which splits the images that "without duplicates" leaves out have a duplicate."""
+    """Return the data sets whose duplicates "without duplicates" leaves out, e.g. "training or validation"."""
     places = ["training"]
     if duplicates is not None and duplicates.in_selection:
         places.append("validation")
@@ -44,7 +44,7 @@ def name_left_out(duplicates: DuplicatesRecord | None) -> str:
 
 
 def describe_duplicates(metrics: Metrics) -> str | None:
-    """Return how many images of the judged split have a duplicate, and where; None where that is not known."""
+    """Return how many images of the evaluated split have a duplicate, and in which data; None if that is unknown."""
     found = metrics.duplicates
     if found is None or not found.n or found.in_train is None:
         return None
@@ -69,7 +69,7 @@ def describe_duplicates(metrics: Metrics) -> str | None:
 
 
 def describe_not_judged(split: SplitMetrics) -> str | None:
-    """Return which labels a split has no image of, and what its averages are over; None where it has all."""
+    """Return which labels have no image in a split, and how many are averaged over; None if all have images."""
     if not split.not_judged:
         return None
     shown = ", ".join(split.not_judged[:12]) + (" ..." if len(split.not_judged) > 12 else "")
@@ -79,7 +79,7 @@ def describe_not_judged(split: SplitMetrics) -> str | None:
 
 
 def list_kinds(counts: DuplicateCounts) -> str:
-    """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known."""
+    """Return the numbers of exact and (if any) augmented copies in parentheses; "" if they are unknown."""
     kinds = []
     if counts.exact is not None and counts.any:
         kinds.append(f"{format_count(counts.exact)} an exact copy")
@@ -96,10 +96,10 @@ class Metric(NamedTuple):
     """A row of the table of metrics.
 
     Attributes:
-        name: in words.
-        get: returns the metric of a split, or None where the split does not have it.
-        scale: "percent" or "fraction", as it is written.
-        remark: what a reader should know of it.
+        name: the display name.
+        get: returns the metric of a split, or None if the split does not have it.
+        scale: "percent" or "fraction", the format of its values.
+        remark: a note for the reader.
     """
 
     name: str
@@ -136,14 +136,14 @@ METRICS = (
 
 
 class Headline(NamedTuple):
-    """The metrics of the judged split with what a reader must know beside the number.
+    """The metrics of the evaluated split, with the facts that qualify the accuracy.
 
     Attributes:
-        metrics: of the split, by the image as it is.
-        accuracy: of the views that are the headline.
-        title: what the accuracy is of.
-        what: the name of the split.
-        facts: (name, value) of what qualifies the number.
+        metrics: of the split, without test-time augmentation.
+        accuracy: of the headline's view, which may be test-time augmentation.
+        title: the split and, if views were averaged, the view.
+        what: the display name of the split.
+        facts: (name, value) pairs that qualify the accuracy.
         largest_class: share of the largest class, in 0..1.
     """
 
@@ -156,7 +156,7 @@ class Headline(NamedTuple):
 
 
 def name_other_split(judged_on: JudgedOn) -> str:
-    """Return the name of a split that `dlfer evaluate` judged: a test only if its images neither selected nor trained the model."""
+    """Return the display name of a split of `dlfer evaluate`: "test" only if it did not train or select the model."""
     if judged_on.used_for is None:
         return f"test ({judged_on.split})" if judged_on.split not in ("", "test") else "test"
     kind = "training" if judged_on.used_for == "training" else "validation"
@@ -164,7 +164,7 @@ def name_other_split(judged_on: JudgedOn) -> str:
 
 
 def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
-    """Return the name of the judged split in words; a validation split that also selected the model is called so."""
+    """Return the display name of the evaluated split; that of a validation split says what else it was used for."""
     if metrics.judged_on is not None:
         return name_other_split(metrics.judged_on)
     if metrics.judged_split == "validation":
@@ -176,18 +176,18 @@ def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
 def build_headline(
     metrics: Metrics, data: DataRecord | None, *, openings: int, expected: tuple[float, float] | None
 ) -> Headline | None:
-    """Return the headline of a report; None where nothing was judged.
+    """Return the headline of a report; None if no split was evaluated.
 
     Args:
         metrics: of the run.
         data: data.json, if there is one.
-        openings: how often the test split was opened, counted in the log; used where the metrics do not say it.
-        expected: the range of the test accuracy that the experiment names.
+        openings: how often the log says the test split was opened; used if the metrics do not have the number.
+        expected: the range of the test accuracy that the experiment expects, in 0..1.
     """
     judged, is_test = metrics.judged, metrics.judged_split == "test"
     if judged is None:
         return None
-    # The split's own metrics, unless the experiment asks for views.
+    # The metrics of single images, unless the experiment selects another view as headline.
     shown = metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
     facts = [("protocol", metrics.protocol), ("selected on", metrics.describe_selection())]
     without = find_without(metrics)
@@ -223,14 +223,14 @@ def build_headline(
 
 
 class MetricsColumn(NamedTuple):
-    """The split of a column."""
+    """A column of the metrics table: a split and its number of images."""
 
     name: str
     n: int
 
 
 class MetricsRow(NamedTuple):
-    """A metric with a cell for each column."""
+    """A row of the metrics table: a metric with a cell for each split."""
 
     name: str
     remark: str
@@ -239,16 +239,16 @@ class MetricsRow(NamedTuple):
 
 
 class MetricsTable(NamedTuple):
-    """The metrics, a row each, with a column for each split."""
+    """A table with a row for each metric and a column for each split."""
 
     columns: list[MetricsColumn]
     rows: list[MetricsRow]
 
 
 def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> MetricsTable:
-    """Return the table of metrics with a column for each of the splits; the judged split comes first.
+    """Return the table of metrics with a column for each of `splits`; by default the evaluated split comes first.
 
-    A metric that no split has, as in runs of an earlier version, is left out.
+    Metrics that no split has, as in runs of an earlier version, are left out.
     """
     shown = {name: metrics.get(name) for name in splits}
     shown = {name: split for name, split in shown.items() if split is not None}
@@ -266,7 +266,7 @@ def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> Met
 
 
 def describe_splits(metrics: Metrics) -> list[str]:
-    """Return the remarks below the table: duplicates, what validation was used for, and what is no accuracy."""
+    """Return the notes below the table: duplicates, optimism of validation, and definitions of unusual metrics."""
     lines, duplicates, judged = [], describe_duplicates(metrics), metrics.judged
     if duplicates:
         lines.append(duplicates)

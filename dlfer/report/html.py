@@ -1,4 +1,4 @@
-"""report.html of a run and its figures: one self-contained page, made only from the files beside it."""
+"""The report.html of a run and its figures: a self-contained page made only from the run's files."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ FIGURES = (
     "preprocessing",
     "occlusion",
 )
-"""All figures of a run; figures that show images are written while the run has the images in memory."""
+"""All figures of a run; those that show images are written during the run, while the images are in memory."""
 
 
 def write_run_figures(run_path: Path) -> list[Path]:
-    """Draw what a run's csv, JSON and prediction files allow, and return the paths.
+    """Draw the figures that a run's csv, JSON and prediction files allow; return the paths.
 
-    Confusion, ROC, reliability and risk are of the test split, or of validation where there is no test. The
-    run's banner is drawn above every figure in the folder.
+    Confusion, ROC, reliability and risk-coverage are of the test split or, if there is none, of validation. The run's
+    banner is added at the top of every figure in the folder.
     """
     folder, metrics = run_path / "figures", read_metrics(run_path) or Metrics()
     drawn = (*_draw_histories(run_path), *_draw_trees(run_path), *_draw_judgement(run_path, metrics))
@@ -144,7 +144,7 @@ def _draw_judgement(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
 
 
 def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
-    """Yield the figures that the metrics alone allow."""
+    """Yield the figures that need nothing but the metrics."""
     judged, split = metrics.judged, metrics.judged_split
     if metrics.judged_on is not None:
         split = name_other_split(metrics.judged_on)
@@ -171,7 +171,7 @@ def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
 
 
 def _draw_roc(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
-    # A run that was stopped while it was judged has predictions and no metrics.
+    # A run that was stopped during its evaluation has predictions but no metrics.
     splits = ["test", "validation"] if metrics.judged is None else [metrics.judged_split]
     paths = {split: run_path / "predictions" / f"{split}.npz" for split in splits}
     split = next((split for split, path in paths.items() if path.exists()), None)
@@ -242,7 +242,7 @@ def _draw_robustness(found: Corruptions) -> Drawn:
 
 
 def _describe_confusion(judged: SplitMetrics, split: str) -> str:
-    """Return the recall of each class and the most frequent confusion in words."""
+    """Return the recalls of the first 12 classes and the most frequent confusion in words."""
     confusion, labels = np.array(judged.confusion), judged.labels
     recalls = [f"{label} {format_percent(judged.per_class[label].recall, 0)}" for label in labels[:12]]
     wrong = confusion - np.diag(np.diag(confusion))
@@ -261,15 +261,15 @@ _NO_CONFIG = "The experiment is not shown, because config.yaml cannot be read."
 def write_report(run_path: Path, *, ending: Mapping[str, Any] | None = None) -> Path:
     """Draw the figures of a run and write its report.html; return the page's path.
 
-    The page leaves out what a run has no files for, because it stopped early or had no EF-FER1, and what the files of
-    an earlier version do not contain.
+    The page leaves out what the run's files do not contain, because it stopped early, had no EF-FER1, or was made by an
+    earlier version.
 
     Args:
         run_path: a run directory, finished or not.
-        ending: fields of run.json that are recorded once the page is there: `status` and `finished`.
+        ending: the final `status` and `finished` of run.json, which is updated only after the page is written.
 
     Raises:
-        ModelError: the folder is no run directory, or one of its files is damaged.
+        ModelError: the folder is not a run directory, or one of its files is damaged.
     """
     run_path = Path(run_path)
     run = RunRecord.read(run_path)
@@ -317,11 +317,11 @@ def write_report(run_path: Path, *, ending: Mapping[str, Any] | None = None) -> 
 
 
 def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
-    """Write metrics of a model on other data as a page like a run's report, which needs no other file; return its path.
+    """Write the metrics of a model on other data as a self-contained page like a run's report; return its path.
 
     Args:
         path: the file.
-        metrics: of `dlfer.experiment.evaluate.evaluate_model`, or of an external model.
+        metrics: from `dlfer.experiment.evaluate.evaluate_model`, or of an external model.
         name: of the model.
     """
     judged_on, foreign = metrics.judged_on, metrics.foreign
@@ -358,7 +358,7 @@ def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
 def _judge(
     metrics: Metrics, name: str, *, data: DataRecord | None, config: ExperimentConfig | None, openings: int
 ) -> dict[str, Any]:
-    """Return what the page says of the metrics; all of it empty where nothing was judged."""
+    """Return the template variables for the metrics; only an empty headline if no split was evaluated."""
     expected = None if config is None else config.expected.test_accuracy
     headline = build_headline(metrics, data, openings=openings, expected=expected)
     if headline is None:

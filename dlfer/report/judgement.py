@@ -1,6 +1,6 @@
-"""What a report says of a model's metrics beside the table of them, and how far the model can be trusted.
+"""Sections of a report on how far a model can be trusted, beside its table of metrics.
 
-Calibration, abstention, views, groups, corrupted images, milestones, and the members of an ensemble.
+They cover calibration, abstention, test-time augmentation, groups, corrupted images, milestones, and ensemble members.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CALIBRATION: tuple[tuple[str, str, Callable[[CalibrationMetrics], Estimate | No
 
 
 class CalibrationRow(NamedTuple):
-    """A calibration metric before and after the temperature."""
+    """A calibration metric before and after temperature scaling."""
 
     name: str
     scale: str
@@ -51,7 +51,7 @@ class CalibrationRow(NamedTuple):
 
 
 class CalibrationSection(NamedTuple):
-    """What is known of the calibration; `has_scaled`: a temperature was fitted."""
+    """The calibration section; `has_scaled` is whether there are metrics after temperature scaling."""
 
     rows: list[CalibrationRow]
     has_scaled: bool
@@ -59,7 +59,7 @@ class CalibrationSection(NamedTuple):
 
 
 def describe_calibration(metrics: Metrics) -> CalibrationSection | None:
-    """Return the calibration metrics before and after the temperature, and remarks; None where there are none."""
+    """Return the calibration metrics before and after temperature scaling, with notes; None if there are none."""
     judged = metrics.judged
     if judged is None or judged.calibration is None:
         return None
@@ -95,13 +95,13 @@ def _describe_temperature(metrics: Metrics) -> list[str]:
 
 
 def _is_of_validation(metrics: Metrics) -> bool:
-    """Tell whether the images that are judged are those by which temperature and threshold were fitted."""
+    """Return whether the evaluated images are those that temperature and threshold were fitted on."""
     used_for = metrics.judged_on and metrics.judged_on.used_for
     return metrics.judged_split == "validation" or used_for in ("selection", "calibration")
 
 
 def describe_abstention(metrics: Metrics) -> list[str]:
-    """Return what the abstention threshold gives, in sentences; empty where nothing is known about it."""
+    """Return sentences on coverage and accuracy at the abstention threshold; empty if abstention was not evaluated."""
     if metrics.judged is None or metrics.judged.selective is None:
         return []
     selective = metrics.judged.selective
@@ -133,7 +133,7 @@ def _describe_threshold(abstain: Abstention, at: AtThreshold, *, is_optimistic: 
 
 
 class ViewRow(NamedTuple):
-    """The metrics of a split by a view; `sentence` compares them with the image as it is."""
+    """The metrics of a split with one view; `sentence` compares them with those of single images."""
 
     split: str
     view: str
@@ -143,14 +143,14 @@ class ViewRow(NamedTuple):
 
 
 def list_views(metrics: Metrics) -> list[ViewRow]:
-    """Return a row for each view and split that was judged by test-time augmentation, the single view before them."""
+    """Return a row for each split and view of test-time augmentation, after a row for the split's single images."""
     rows = []
     for split in ("test", "validation"):
         judged = {view: splits[split] for view, splits in metrics.views.items() if split in splits}
         single = metrics.get(split)
         if not judged or single is None:
             continue
-        # Other data stands under "test", whatever the model used it for.
+        # Metrics on other data are stored under "test", whatever the model used that data for.
         is_used = metrics.judged_on is not None and metrics.judged_on.used_for is not None
         title = name_other_split(metrics.judged_on) if is_used and split == metrics.judged_split else split
         rows.append(ViewRow(title, VIEWS["single"], single, False, ""))
@@ -161,7 +161,7 @@ def list_views(metrics: Metrics) -> list[ViewRow]:
 
 
 class GroupTable(NamedTuple):
-    """The groups of one attribute with their metrics; `labels` are the columns of recalls."""
+    """The groups of one attribute with their metrics; `labels` are the columns of the recalls."""
 
     name: str
     groups: dict[str, GroupMetrics]
@@ -170,7 +170,7 @@ class GroupTable(NamedTuple):
 
 
 def describe_groups(metrics: Metrics) -> list[GroupTable]:
-    """Return a table for each attribute: its groups with accuracy and recall by class, and the largest gaps."""
+    """Return a table for each attribute, with the accuracy and class recalls of its groups, and the largest gaps."""
     if metrics.groups is None:
         return []
     tables = []
@@ -197,7 +197,7 @@ def _format_gap(gap: Estimate) -> str:
 
 
 def describe_missing_groups(source: str | None) -> str:
-    """Return the sentence that a reader sees where no attributes were given."""
+    """Return the text that a report shows if no attributes of people were given."""
     if source == "fer2013":
         return (
             "No attributes such as age, sex or skin tone exist for FER2013, so nothing is known about differences "
@@ -227,7 +227,7 @@ class CorruptionTable(NamedTuple):
 
 
 def describe_corruptions(metrics: Metrics) -> CorruptionTable | None:
-    """Return the accuracy on corrupted images, a row for each corruption; None where it was not asked for."""
+    """Return the accuracy on corrupted images, a row for each corruption; None if it was not evaluated."""
     found = metrics.corruptions
     if found is None:
         return None
@@ -240,7 +240,7 @@ def describe_corruptions(metrics: Metrics) -> CorruptionTable | None:
 
 
 class MilestoneRow(NamedTuple):
-    """The metrics of the judged split after `epoch` epochs, with the recall of each class."""
+    """The metrics of the evaluated split after `epoch` epochs, with the recall of each class."""
 
     epoch: int
     metrics: SplitMetrics
@@ -248,7 +248,7 @@ class MilestoneRow(NamedTuple):
 
 
 class MilestoneTable(NamedTuple):
-    """What was reached at some epochs, a row for each; `labels` is empty where there are too many for columns."""
+    """The metrics at some epochs, one row each; `labels` is empty if there are too many for columns."""
 
     split: str
     labels: list[str]
@@ -257,7 +257,7 @@ class MilestoneTable(NamedTuple):
 
 
 def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
-    """Return what was reached at some epochs; None where no milestone was judged."""
+    """Return the metrics at the milestones; None if no milestone was evaluated."""
     rows, split = _choose_rows(metrics), _name_split(metrics)
     if not rows:
         return None
@@ -273,7 +273,7 @@ def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
 
 
 class EnsembleRow(NamedTuple):
-    """A member or a combination with its accuracy at each milestone and as it was kept."""
+    """A member or a combination with its accuracy at each milestone and with the kept weights."""
 
     name: str
     remark: str
@@ -282,7 +282,7 @@ class EnsembleRow(NamedTuple):
 
 
 class EnsembleTable(NamedTuple):
-    """Members and combinations of an ensemble, with a column for each milestone and the end."""
+    """Members and combinations of an ensemble, with a column for each milestone and one for the kept weights."""
 
     split: str
     columns: list[str]
@@ -291,7 +291,7 @@ class EnsembleTable(NamedTuple):
 
 
 def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
-    """Return the table of an ensemble; None where there is no ensemble."""
+    """Return the accuracies of an ensemble's members and combinations; None if there is no ensemble."""
     ensemble = metrics.ensemble
     if ensemble is None:
         return None
@@ -331,14 +331,14 @@ def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
 
 
 class FinalRow(NamedTuple):
-    """A label and the final label of each member and of the ensemble; None where that was not recorded."""
+    """A label, and the label that each member and the ensemble predict most often for it; None if not recorded."""
 
     label: str
     cells: list[FinalLabel | None]
 
 
 class FinalTable(NamedTuple):
-    """The final labels, a column for each member and for the ensemble, with their emotion detection rates."""
+    """The final labels and emotion detection rates, with a column for each member and one for the ensemble."""
 
     columns: list[str]
     rows: list[FinalRow]
@@ -347,7 +347,7 @@ class FinalTable(NamedTuple):
 
 
 def describe_final_labels(metrics: Metrics) -> FinalTable | None:
-    """Return the table of final labels of an ensemble; None where there is none or it was not recorded."""
+    """Return the most frequent prediction for each label, by member and ensemble; None if it was not recorded."""
     if metrics.ensemble is None or not metrics.ensemble.final_labels:
         return None
     found = metrics.ensemble.final_labels
@@ -364,7 +364,7 @@ def describe_final_labels(metrics: Metrics) -> FinalTable | None:
 
 
 def draw_members(metrics: Metrics) -> Drawn | None:
-    """Draw the accuracy of the average over the number of members; None where there is none or it was not recorded."""
+    """Draw the accuracy of the members' average against their number; None with fewer than two, or if not recorded."""
     growth = [] if metrics.ensemble is None else metrics.ensemble.growth
     if len(growth) < 2:
         return None
@@ -390,7 +390,7 @@ def draw_members(metrics: Metrics) -> Drawn | None:
 
 
 def draw_milestones(metrics: Metrics) -> Figure | None:
-    """Draw the confusion matrix of each milestone, side by side; None where there is none."""
+    """Draw the confusion matrices of the milestones side by side; None without milestones."""
     rows = _choose_rows(metrics)
     if not rows:
         return None
@@ -419,19 +419,19 @@ def draw_milestones(metrics: Metrics) -> Figure | None:
 
 
 def describe_milestone_figure(metrics: Metrics) -> str:
-    """Return what `draw_milestones` shows, for readers who do not see it."""
+    """Return the alternative text of `draw_milestones`."""
     rows = _choose_rows(metrics)
     texts = [f"epoch {row.epoch} {format_percent(row.metrics.accuracy.value)}" for row in rows]
     return f"Confusion matrices on {_name_split(metrics)} after {', '.join(texts)} accuracy."
 
 
 def _name_split(metrics: Metrics) -> str:
-    """Return the split that the milestones are judged on."""
+    """Return the split that the milestones are evaluated on."""
     return "test" if metrics.milestones and metrics.milestones[0].test is not None else "validation"
 
 
 def _choose_rows(metrics: Metrics) -> list[MilestoneRow]:
-    """Return the milestones with the metrics of the split that they are judged on."""
+    """Return the milestones with their metrics on the evaluated split; others are left out."""
     rows, is_test = [], _name_split(metrics) == "test"
     for milestone in metrics.milestones:
         judged = milestone.test if is_test else milestone.validation

@@ -1,4 +1,4 @@
-"""What all report pages share: templates, embedded figures, how values are written, and how a run was made."""
+"""Shared code of all report pages: templates, embedded figures, formatting of values, and facts of a run."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, path: Path, context: dict[str, Any]) -> Path:
-    """Render a template of this package with `context` into the file `path`, and return the path."""
+    """Render a template of this package with `context` to the file `path`; return the path."""
     write_atomically(path, render_text(template, context))
     return path
 
 
 def render_text(template: str, context: dict[str, Any]) -> str:
-    """Return what a template of this package gives with `context`; in HTML values are escaped, in Markdown by the filters `markdown` (a name) and `plain` (a sentence).
+    """Return a template of this package rendered with `context`.
 
-    Control characters of values, and what turns the direction of writing, are shown as \\xNN in both.
+    HTML templates escape all values; Markdown templates use the filters `markdown` (a name) and `plain` (a sentence).
+    Both show control and bidirectional formatting characters of values as escapes, e.g. \\x1b.
     """
     import jinja2
 
@@ -63,15 +64,15 @@ def render_text(template: str, context: dict[str, Any]) -> str:
 
 
 def _show_hidden(value: Any) -> Any:
-    """Return text, which may be escaped HTML, with control characters shown; all else as it is."""
+    """Return text or `Markup` with control characters but newlines and tabs escaped; return other values unchanged."""
     return type(value)(escape_text(str(value), keep="\n\t")) if isinstance(value, str) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file of a run; None where there is none.
+    """Return the contents of a JSON file of a run; None if there is no file.
 
     Raises:
-        ModelError: the file is damaged.
+        ModelError: the file is not JSON.
     """
     try:
         return parse_json(path.read_bytes())
@@ -84,15 +85,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class EmbeddedFigure(NamedTuple):
-    """A figure ready to be placed in a page.
+    """A figure encoded for an HTML page.
 
     Attributes:
-        uri: the image itself, base64.
+        uri: the PNG as a base64 data URI.
         title: the caption.
-        description: for readers who do not see the figure.
+        description: the alternative text.
         width: in CSS pixels at 96 dots per inch.
         is_chart: whether it has no photographs, so that its colours can be inverted in dark mode.
-        legend: what numbers in the figure stand for, where no font had the characters of names; "" without any.
+        legend: the meaning of numbers that replace names for which no font has the characters; "" if there are none.
     """
 
     uri: str
@@ -104,7 +105,7 @@ class EmbeddedFigure(NamedTuple):
 
 
 def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure | None]:
-    """Return figures by name (without .png), ready to be placed in a page; None for one that is absent."""
+    """Return figures by name (without .png), encoded for a page; None for an absent file."""
     from PIL import Image
 
     figures: dict[str, EmbeddedFigure | None] = dict.fromkeys(names)
@@ -130,27 +131,27 @@ def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
-    """Write a fraction as percent: 0.7031 -> "70.3 %"."""
+    """Format a fraction as percent: 0.7031 -> "70.3 %"; "–" if it is missing."""
     return "–" if is_missing(value) else f"{100 * value:.{digits}f} %"
 
 
 def format_fraction(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many digits after the point."""
+    """Format a number with `digits` digits after the decimal point; "–" if it is missing."""
     return "–" if is_missing(value) else f"{value:.{digits}f}"
 
 
 def format_p_value(value: float | None) -> str:
-    """Write a p value with four digits after the point: "0.0123", "< 0.0001"."""
+    """Format a p value with four digits after the decimal point: "0.0123", "< 0.0001"."""
     return "< 0.0001" if not is_missing(value) and value < 0.00005 else format_fraction(value, 4)
 
 
 def format_count(value: float | None) -> str:
-    """Write a whole number in groups of three digits: 3589 -> "3,589"."""
+    """Format a number as an integer with thousands separators: 3589 -> "3,589"; "–" if it is missing."""
     return "–" if is_missing(value) else f"{value:,.0f}"
 
 
 def format_interval(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
-    """Write the interval of an estimate, or (low, high): "68.8 to 71.8"; "" if undefined."""
+    """Format the interval of an estimate, or (low, high): "68.8 to 71.8"; "" if it is undefined."""
     low, high = (estimate.low, estimate.high) if isinstance(estimate, Estimate) else estimate
     if is_missing(low) or is_missing(high):
         return ""
@@ -158,7 +159,7 @@ def format_interval(estimate: Estimate | Sequence[float | None], scale: str = "p
 
 
 def format_uncertainty(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
-    """Write an interval, or why there is none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
+    """Format an interval, or why there is none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
     interval = format_interval(estimate, scale)
     if interval:
         return f"95 % {interval}"
@@ -167,7 +168,7 @@ def format_uncertainty(estimate: Estimate | Sequence[float | None], scale: str =
 
 
 def format_overrides(overrides: Mapping[str, Any]) -> str:
-    """Return the keys of a trial on a line, by the last part of each where that tells them apart.
+    """Return the settings of a trial on one line, with keys shortened as far as they stay unambiguous.
 
     Example:
         >>> format_overrides({"finetune.optimizer.learning_rate": 0.001, "model.dropout": 0.2})
@@ -177,23 +178,23 @@ def format_overrides(overrides: Mapping[str, Any]) -> str:
 
 
 def shorten_key(key: str, others: Collection[str]) -> str:
-    """Return the last part of a dotted key, or as many as tell it from the others; "name" alone says nothing."""
+    """Return the shortest end of a dotted key that no other key has; at least two parts if the last is "name"."""
     short = shorten_axis(key, others)
     return short if short != "name" else ".".join(key.split(".")[-2:])
 
 
 def format_value(value: Any) -> str:
-    """Return a value of a key as a person writes it in an experiment: 0.001, null, true, [0, 1]."""
+    """Return a setting's value as it is written in an experiment file: 0.001, null, true, [0, 1]."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_text(path: Path) -> str | None:
-    """Return the text of a file; None where there is none.
+    """Return the text of a file; None if there is no file.
 
     Raises:
-        ModelError: it is not text in UTF-8.
+        ModelError: it cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -206,17 +207,17 @@ def read_text(path: Path) -> str | None:
 
 
 def read_experiment(folder: Path) -> ExperimentConfig | None:
-    """Return the experiment that is recorded in the folder of a run or of a shipped model; None where there is none.
+    """Return the experiment recorded in the folder of a run or of a shipped model; None if there is no config.yaml.
 
     Raises:
-        ConfigError: its config.yaml is no experiment.
+        ConfigError: the config.yaml is not a valid experiment.
     """
     path = folder / CONFIG_FILE
     return load_recorded_experiment(path) if path.exists() else None
 
 
 def try_experiment(folder: Path) -> tuple[ExperimentConfig | None, str | None]:
-    """Return the recorded experiment and no problem, or None and why this version of dlfer cannot read it."""
+    """Return (recorded experiment or None, None), or (None, the reason) if this version of dlfer cannot read it."""
     try:
         return read_experiment(folder), None
     except ConfigError as error:
@@ -224,12 +225,12 @@ def try_experiment(folder: Path) -> tuple[ExperimentConfig | None, str | None]:
 
 
 def get_name(run_path: Path, run: RunRecord) -> str:
-    """Return the experiment's name, or where it is not known the name of the folder above the run."""
+    """Return the experiment's name or, if that is not recorded, the name of the run's parent folder."""
     return run.experiment or run_path.resolve().parent.name
 
 
 def describe_run(run_path: Path, run: RunRecord) -> str:
-    """Return the line below the title: which run, when, and its status if it has not ended well."""
+    """Return a report's subtitle: the run, its start and end, and its status if it failed or was ended early."""
     words = [run_path.resolve().name]
     for word, time in (("started", run.started), ("finished", run.finished)):
         if time:
@@ -240,7 +241,7 @@ def describe_run(run_path: Path, run: RunRecord) -> str:
 
 
 def format_command(run: RunRecord) -> str | None:
-    """Return the command line that made a run."""
+    """Return the command line that started a run; None if it was not recorded."""
     if not run.argv:
         return None
     first, *rest = run.argv
@@ -248,7 +249,7 @@ def format_command(run: RunRecord) -> str | None:
 
 
 def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
-    """Return the facts of run.json that a repetition depends on, as (name, value)."""
+    """Return what is needed to reproduce a run (seed, commit, device, versions), as (name, value) pairs."""
     commit = run.git and f"{run.git.commit}{' with uncommitted changes' if run.git.dirty else ''}"
     device = run.device
     computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None] if device else []
@@ -265,17 +266,17 @@ def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
 
 
 class Link(NamedTuple):
-    """The name of a report and its address relative to the page."""
+    """The name of a report, and its address relative to the page that links to it."""
 
     name: str
     link: str
 
 
 def find_comparisons(run_path: Path) -> list[Link]:
-    """Return the comparisons beside a run that it is a member of."""
+    """Return links to the comparisons in a run's parent folder that the run is a member of."""
     run_path, found = run_path.resolve(), []
     for members in sorted(run_path.parent.glob(f"*/{MEMBERS_FILE}")):
-        # A damaged file of a neighbour must not keep a run from its report.
+        # A damaged file of a comparison must not prevent the run's own report.
         with contextlib.suppress(ModelError):
             if run_path.name in {Path(row.path).name for row in read_member_rows(members.parent) if row.path}:
                 found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
@@ -283,7 +284,7 @@ def find_comparisons(run_path: Path) -> list[Link]:
 
 
 def format_cell(estimate: CountedEstimate | None) -> str:
-    """Return a value, its interval and its n in three lines; a dash where there is none."""
+    """Return a value, its interval and its n on three lines; a dash without an estimate."""
     if estimate is None:
         return "–"
     return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

@@ -1,4 +1,4 @@
-"""Confusion matrices, and pages of images: errors, confusions, and what the network sees in training."""
+"""Confusion matrices, and pages of images: errors, common confusions, and augmented training images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _COLUMN, _IMAGE, _GAP, _LINE = 1.5, 1.36, 0.07, 0.165
-"""Of a page of images, in inches: width of a column, side of an image, space between, height of a line of text."""
+"""Layout of a page of images, in inches: column width, side of an image, gap, and height of a line of text."""
 
 
 def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw the confusion matrix: colour and percent are of the target's row, counts stand below.
+    """Draw a confusion matrix coloured by row percentages; up to 12 labels, cells also show percent and count.
 
     Args:
         confusion: int [C, C], rows are targets.
@@ -64,7 +64,7 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
 
 
 def show_confusion(axes: Axes, confusion: np.ndarray) -> tuple[AxesImage, np.ndarray]:
-    """Show the shares of each target's images as colours; return the image and the shares (float64 [C, C])."""
+    """Plot a row-normalised confusion matrix as colours; return the image and the shares (float64 [C, C], 0..1)."""
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
@@ -94,9 +94,9 @@ def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int
 
 
 def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions, rows: np.ndarray) -> Path | None:
-    """Write errors.png: wrong predictions with the target's and the predicted name; nothing if there are none.
+    """Write errors.png: wrong predictions with target and predicted label; return None if there are none.
 
-    images are uint8 [M, H, W, C] of `rows` (int [M]), wrong predictions, the most confident first.
+    `images` are uint8 [M, H, W, C], one for each of `rows` (int [M]): the wrong predictions, most confident first.
     """
     if len(rows) == 0:
         return None
@@ -115,7 +115,7 @@ def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions,
 
 
 def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) -> list[np.ndarray]:
-    """Return the commonest confusions: of each, int [<=each] rows of one target and prediction, the surest first."""
+    """Return the rows (int [<=each]) of each of the most common (target, prediction) errors, most confident first."""
     wrong = np.flatnonzero(~predictions.correct)
     pairs = predictions.targets[wrong] * len(predictions.labels) + predictions.predicted[wrong]
     kinds, counts = np.unique(pairs, return_counts=True)
@@ -128,9 +128,9 @@ def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) 
 
 
 def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predictions) -> Path | None:
-    """Write confusions.png: six images of each of the three commonest confusions; nothing if there are none.
+    """Write confusions.png: up to six images of each of the three most common confusions; return None without errors.
 
-    images are uint8 [N, H, W, C], one for each row of `predictions`; the folder is that of the run's figures.
+    `images` are uint8 [N, H, W, C], one for each row of `predictions`; `folder` is that of the run's figures.
     """
     found = find_confusions(predictions)
     if not found:
@@ -157,7 +157,7 @@ def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predicti
 def _draw_confused_images(
     groups: Sequence[np.ndarray], headings: Sequence[str], captions: Sequence[list[str]]
 ) -> Figure:
-    """Draw a strip of images for each heading."""
+    """Draw a row of captioned images below each heading."""
     columns, height = max(len(images) for images in groups), 2.0
     with figure_style():
         figure, axes = new_canvas(max(_COLUMN * columns, 5.0), height * len(groups))
@@ -169,13 +169,13 @@ def _draw_confused_images(
 
 
 def _show_image(axes: Axes, image: np.ndarray, caption: str, *, left: float, top: float) -> None:
-    """Draw an image with its caption above, at a place of the canvas in inches."""
+    """Draw an image with its caption above it, at a position on the canvas in inches."""
     place_image(axes, image, left=left, top=top, side=_IMAGE)
     axes.text(left + _IMAGE / 2, top - 0.04, caption, fontsize=8.5, ha="center", va="bottom")
 
 
 def write_augmented_page(folder: Path, images: np.ndarray, names: Sequence[str]) -> Path:
-    """Write augmented.png: training images as the network sees them (uint8 [N, S, S, C]), with their N labels."""
+    """Write augmented.png: augmented training images (uint8 [N, S, S, C]) with their N labels."""
     return write_figure(
         draw_image_grid(images, names, columns=8),
         Path(folder) / "augmented.png",

@@ -1,6 +1,6 @@
-"""The trials of a search, read from its files and ranked, and its report.html.
+"""Reading and ranking of the trials of a search, and its report.html.
 
-The page has a leaderboard, parallel coordinates, how much each key tells about the score, and the history.
+The page has a leaderboard, parallel coordinates, the importance of each key for the score, and the history.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ STATES = {
 
 
 class TrialLine(NamedTuple):
-    """A line of the leaderboard as the page shows it; `link` is the address of the trial's report, or None."""
+    """A row of the leaderboard on the page; `link` is the relative address of the trial's report, or None."""
 
     number: int
     score: float | None
@@ -79,7 +79,7 @@ def write_search_report(path: Path) -> Path:
             compared.
 
     Raises:
-        ModelError: the folder is no search, or one of its files is damaged.
+        ModelError: the folder is not that of a search, or one of its files is damaged.
     """
     path = Path(path)
     run, trials = RunRecord.read(path), read_trials(path)
@@ -108,12 +108,12 @@ def write_search_report(path: Path) -> Path:
 
 
 def _name_objective(objective: str) -> str:
-    """Return the name of an objective as the pages write it: macro_f1 is macro F1."""
+    """Return the display name of an objective, e.g. "macro F1" for macro_f1."""
     return "macro F1" if objective == "macro_f1" else objective
 
 
 def _describe_changes(path: Path, trials: Trials) -> list[str]:
-    """Return a sentence for each trial that went on by --accept-changes."""
+    """Return a sentence for each time a trial was continued with other data or software by --accept-changes."""
     sentences = []
     for row in (row for rows in trials.arms.values() for row in rows):
         folder = row.find_folder(path)
@@ -150,7 +150,7 @@ def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:
 
 
 class Winner(NamedTuple):
-    """The winner of one arm: the keys that it sets, and (seed, address of its report or None) of each of its runs."""
+    """The winner of one arm: its settings, and (seed, relative address of the report or None) of each of its runs."""
 
     arm: str
     keys: str
@@ -165,7 +165,7 @@ def _describe_winner(path: Path, comparison: ComparisonRecord, row: ArmRow) -> W
 
 
 def _find_link(path: Path, run: str | None) -> str | None:
-    """Return where the page of a trial's run stands, seen from that of the search; None: it has none."""
+    """Return the address of a run's report.html relative to the search's folder; None if there is no report."""
     if run is None:
         return None
     report = path.parent / run / "report.html"
@@ -191,11 +191,11 @@ def _describe_line(path: Path, ranked: RankedTrial, keys: Sequence[str]) -> Tria
 
 
 def _count_alike(ranked: Sequence[RankedTrial]) -> int:
-    """Return how many finished trials besides the best have a score within the best one's interval."""
+    """Return the number of other finished trials with a score within the 95 % interval of the best one."""
     best = ranked[0].row if ranked else None
     if best is None or best.low is None:
         return 0
-    # An engine may propose the same settings again, which are not trained again.
+    # An engine may propose the same settings twice; both trials then have the same run, which counts once.
     others = list({one.row.path: one.row for one in ranked[1:] if one.row.path != best.path}.values())
     return sum(
         row.status == "finished" and row.score is not None and best.low <= row.score <= best.high for row in others
@@ -205,7 +205,7 @@ def _count_alike(ranked: Sequence[RankedTrial]) -> int:
 def _draw(
     folder: Path, prefix: str, trials: Trials, rows: Sequence[MemberRow], importance: Mapping[str, Importance | None]
 ) -> dict[str, dict | None]:
-    """Draw what the trials of an arm allow, and return the figures ready for the page."""
+    """Draw the figures that the trials of an arm allow; return them by the names of `FIGURES`, encoded for the page."""
     scored, keys = [row for row in rows if row.score is not None], list(importance)
     drawn: list[Drawn] = []
     name, direction = _name_objective(trials.objective), trials.direction
@@ -238,23 +238,23 @@ def _slug(name: str) -> str:
 
 _FEW = 6
 _ABREAST = 6
-"""So many keys stand side by side."""
+"""Maximum number of keys in one row of parallel coordinates."""
 
 
 def draw_coordinates(trials: Sequence[MemberRow], keys: Sequence[str], name: str, direction: str) -> Figure:
-    """Draw an upright axis for each key and one for the score, and a line for each trial.
+    """Draw parallel coordinates: a vertical axis for each key and one for the score, and a line for each trial.
 
-    Of more keys than fit side by side (six) there are several rows, each with the score at its end.
+    More than six keys are split into several rows, each of which ends with the score.
 
     Args:
-        trials: those with a score.
-        keys: dotted, of the space; a trial in which one is not searched passes below its axis.
-        name: of the score.
+        trials: the trials with a score.
+        keys: dotted keys of the search space; the line of a trial that does not set a key passes below its axis.
+        name: display name of the score.
         direction: "min" or "max".
     """
     score_axis = _Axis([float(trial.score) for trial in trials], flip=direction == "min")
     score_title = f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
-    # The best is drawn last, and of equals the first counts as the best.
+    # The best trial is drawn last; among equal scores, the earliest counts as the best.
     scores = np.array([trial.score for trial in trials], dtype=float)
     order = np.argsort(-scores if direction == "max" else scores, kind="stable")[::-1]
     rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _ABREAST))
@@ -268,7 +268,7 @@ def draw_coordinates(trials: Sequence[MemberRow], keys: Sequence[str], name: str
 
 
 def _draw_lines(axes: Axes, upright: Sequence[_Axis], order: Sequence[int]) -> None:
-    """Draw a line for each trial, the worst first and faint, the best last and orange."""
+    """Draw a line for each trial in `order`, from the worst (faint) to the best (orange, on top)."""
     from matplotlib import colormaps
 
     for rank, index in enumerate(order):
@@ -284,7 +284,7 @@ def _draw_lines(axes: Axes, upright: Sequence[_Axis], order: Sequence[int]) -> N
 
 
 def _dress(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
-    """Draw the upright axes with their values and titles, and nothing else."""
+    """Draw the vertical axes with their ticks and titles, and hide everything else."""
     for place, axis in enumerate(upright):
         axes.plot([place, place], [0, 1], color=INK, linewidth=1, zorder=4)
         for position, text in axis.ticks:
@@ -309,7 +309,7 @@ def _dress(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
 
 
 def draw_importance(importance: Mapping[str, Importance]) -> Figure:
-    """Draw the share of each key as a bar, with a tick at what chance alone would explain."""
+    """Draw each key's share of the variance as a bar, with a tick at the share that chance alone would explain."""
     keys = sorted(importance, key=lambda key: importance[key].share)
     with figure_style():
         figure = new_figure(6.5, 1.2 + 0.42 * len(keys))
@@ -328,7 +328,7 @@ def draw_importance(importance: Mapping[str, Importance]) -> Figure:
 
 
 def draw_history(trials: Sequence[MemberRow], name: str, direction: str) -> Figure:
-    """Draw the score of each trial in order, those that failed as crosses, and the best so far as a line."""
+    """Draw the scores of the trials in order, failed trials as crosses, and the best score so far as a line."""
     better = np.minimum if direction == "min" else np.maximum
     scored = [(number, trial) for number, trial in enumerate(trials, start=1) if trial.score is not None]
     places = [number for number, _ in scored]
@@ -352,11 +352,11 @@ def draw_history(trials: Sequence[MemberRow], name: str, direction: str) -> Figu
 
 
 class _Axis:
-    """Places values on 0..1; numbers over a wide range by their logarithm, few or other values side by side.
+    """A vertical axis of 0..1: many numbers are scaled (over a wide range by logarithm), other values evenly spaced.
 
     Attributes:
-        positions: of each value; -0.12 for None, which stands for not searched.
-        ticks: (position, text).
+        positions: the position of each value; -0.12 for None, a key that the trial does not set.
+        ticks: (position, text) pairs.
     """
 
     def __init__(self, values: Sequence[Any], *, flip: bool = False) -> None:
@@ -386,7 +386,7 @@ FORMER_TRIALS_FILE = "trials.json"
 
 
 ALONE = "search"
-"""Name of the arm of a search that has but one."""
+"""Name of the arm of a search with only one arm."""
 
 
 @dataclass(frozen=True)
@@ -395,8 +395,8 @@ class Trials:
 
     Attributes:
         objective: the validation metric that is the score.
-        keys: dotted, of the space.
-        arms: name -> its trials in the order in which they began.
+        keys: dotted keys of the search space.
+        arms: name -> its trials in the order of their start.
     """
 
     objective: str
@@ -411,11 +411,11 @@ class Trials:
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A line of the leaderboard.
+    """A trial on the leaderboard.
 
     Attributes:
-        number: of the trial in the order of beginning, from 1.
-        row: what members.csv says of it.
+        number: of the trial in the order of start, from 1.
+        row: the trial's row of members.csv.
     """
 
     number: int
@@ -423,7 +423,7 @@ class RankedTrial:
 
 
 def read_trials(path: Path) -> Trials | None:
-    """Return the trials of a search, also of one that an earlier version wrote; None where none has begun.
+    """Return the trials of a search, including one of an earlier version; None if the folder has no started search.
 
     Raises:
         ModelError: a file is damaged.
@@ -444,7 +444,7 @@ def read_trials(path: Path) -> Trials | None:
 
 
 def _upgrade_trials(path: Path, former: Mapping[str, Any]) -> Trials:
-    """Return the trials of trials.json, which searches wrote before they wrote members.csv."""
+    """Convert the contents of trials.json, the predecessor of members.csv, to trials."""
     known = set(MemberRow.model_fields)
     try:
         arms = {
@@ -467,7 +467,7 @@ def _upgrade_trials(path: Path, former: Mapping[str, Any]) -> Trials:
 
 
 def rank_trials(rows: Sequence[MemberRow], direction: str) -> list[RankedTrial]:
-    """Return the trials as a leaderboard: run to the end first, each by score; those without one last."""
+    """Return the leaderboard: finished trials by score, then the others by score, then those without a score."""
     sign = 1 if direction == "min" else -1
 
     def place(ranked: RankedTrial) -> tuple:
@@ -478,18 +478,18 @@ def rank_trials(rows: Sequence[MemberRow], direction: str) -> list[RankedTrial]:
 
 
 FEWEST = 4
-"""With fewer scores nothing is said."""
+"""Minimum number of scores for which importance is computed."""
 MOST_GROUPS = 4
-"""Numbers with so many values or fewer are taken as groups."""
+"""Numeric keys with at most this many distinct values are treated as categories."""
 
 
 class Importance(NamedTuple):
-    """What one key alone explains of the scores.
+    """How much of the scores' variance one key alone explains.
 
     Attributes:
-        share: of the variance, in 0..1.
-        chance: what chance alone would explain on average.
-        adjusted: the share without that.
+        share: the explained share of the variance, in 0..1.
+        chance: the expected share by chance alone.
+        adjusted: the share corrected for chance: (share - chance) / (1 - chance), at least 0.
         n: number of trials.
     """
 
@@ -500,21 +500,21 @@ class Importance(NamedTuple):
 
 
 def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[float], key: str) -> Importance | None:
-    """Return the share of the scores' variance that one key alone explains, and what chance would.
+    """Return the share of the scores' variance that one key alone explains, and the share expected by chance.
 
-    Numbers with more than four values: the squared correlation of the scores with a parabola in the key's
-    ranks. Other values: the variance between groups over all variance (eta squared). Chance alone explains
-    k / (n - 1) on average, k being the number of coefficients or groups less one; the adjusted share takes
-    that away. Effects of two keys together are not seen.
+    For numbers with more than four distinct values it is the R squared of a parabola in the key's ranks, for other
+    values the between-group share of the variance (eta squared). Chance alone explains k / (n - 1) on average, where
+    k is the number of coefficients or groups minus one; the adjusted share corrects for that. Interactions between
+    keys are not measured.
 
     Args:
-        settings: the keys of each trial that has a score; those without `key` are left out: a conditional
-            key is judged among the trials in which it was searched.
+        settings: the settings of each trial with a score. Trials without `key` are left out, so that a conditional
+            key is evaluated on the trials that searched it.
         scores: of the trials.
-        key: dotted.
+        key: a dotted key.
 
     Returns:
-        None with fewer than four scores, or where the key or the score never changed.
+        None with fewer than four scores, or if the key or the score is constant.
     """
     known = [(setting[key], score) for setting, score in zip(settings, scores, strict=True) if key in setting]
     values, y = [value for value, _ in known], np.array([score for _, score in known], dtype=float)

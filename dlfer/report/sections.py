@@ -1,7 +1,7 @@
-"""What a report shows beside the metrics: what was asked, what training cost, data, transfer, trees, and architecture.
+"""Sections of a run's report beside its metrics: settings, cost, data, transfer, trees, other systems, architecture.
 
-The architecture is the table of the network's blocks, and a diagram of the cascade as SVG within the page. All of it is made
-from the records of the run; what an earlier version did not record is left out.
+The architecture is a table of the network's blocks and a diagram of the cascade as inline SVG. Everything comes from the
+run's records; what an earlier version did not record is left out.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def describe_question(config: ExperimentConfig | None, labels: list[str]) -> list[tuple[str, str]]:
-    """Return what an experiment asked for, as (name, value).
+    """Return the settings of an experiment as (name, value) pairs.
 
     Args:
-        config: of the run; None: not known.
-        labels: those that the model predicts; empty: not known.
+        config: the run's experiment; None if it is unknown, which gives an empty list.
+        labels: the labels that the model predicts; empty if they are unknown.
     """
     if config is None:
         return []
@@ -100,7 +100,7 @@ def _describe_stage(stage: StageConfig) -> str:
 
 
 class CostRow(NamedTuple):
-    """What the training of one stage took; `rate` is in images per second."""
+    """The training cost of one stage; `rate` is in images per second."""
 
     stage: str
     seconds: float
@@ -111,7 +111,7 @@ class CostRow(NamedTuple):
 
 
 def list_costs(cost: Cost | None) -> list[CostRow]:
-    """Return time, images and rate of each stage that was trained."""
+    """Return the training time, number of images and throughput of each trained stage."""
     if cost is None:
         return []
     cached = "taken from the cache; the cost is that of the original training" if cost.pretrain_was_cached else ""
@@ -134,14 +134,14 @@ def list_costs(cost: Cost | None) -> list[CostRow]:
 
 
 class TransferSection(NamedTuple):
-    """What a page shows of the transfer: facts, and lists of variables by title."""
+    """The transfer section of a page: facts, and titled lists of variable names."""
 
     facts: list[tuple[str, str]]
     lists: list[tuple[str, list[str]]]
 
 
 def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None:
-    """Return the lists of transfer.json, their lengths, and how far the features differ."""
+    """Return the variable lists of transfer.json, their lengths, and the largest feature difference; or None."""
     if transfer is None:
         return None
     lists = [
@@ -163,7 +163,7 @@ def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None
 
 
 class SplitRow(NamedTuple):
-    """A split with its name in the source and its numbers of images, in all and of each label."""
+    """A split, its name in the data source, and its number of images in total and for each label."""
 
     split: str
     name: str
@@ -172,7 +172,7 @@ class SplitRow(NamedTuple):
 
 
 class DataSection(NamedTuple):
-    """What a page shows of the data; `labels` is empty where there are too many for columns."""
+    """The data section of a page; `labels` is empty if there are too many for columns."""
 
     facts: list[tuple[str, str | None]]
     labels: list[str]
@@ -181,7 +181,7 @@ class DataSection(NamedTuple):
 
 
 def describe_data(data: DataRecord) -> DataSection:
-    """Return the facts of data.json, and a row for each split with its counts by class."""
+    """Return the facts and notes of data.json, and a row with class counts for each split."""
     labels = data.labels if len(data.labels) <= MOST_LABELS else []
     rows = []
     for name, split in data.splits.items():
@@ -202,7 +202,7 @@ IMPORTANCE_NOTES = (
 
 
 def describe_setting(boosting: BoostingConfig, stage: StageConfig) -> str:
-    """Return the section `boosting` of an experiment in one line, with what of `finetune` applies to trees."""
+    """Return the `boosting` section of an experiment on one line, with the `finetune` settings that apply to trees."""
     words = [
         f"at most {count_noun(stage.epochs, 'epoch')} of {boosting.rounds_per_epoch} rounds of trees",
         f"features at {stage.image_size} px",
@@ -225,7 +225,7 @@ def describe_setting(boosting: BoostingConfig, stage: StageConfig) -> str:
 
 
 class TreesSection(NamedTuple):
-    """What a page shows of the trees."""
+    """The section of a page on a boosted model's trees."""
 
     facts: list[tuple[str, str]]
     levels: list[BoostedLevel]
@@ -234,7 +234,7 @@ class TreesSection(NamedTuple):
 
 
 def describe_trees(record: BoostingRecord | None) -> TreesSection | None:
-    """Return the facts, the table of levels and the notes of boosting.json; None where there is none."""
+    """Return the facts and feature levels of boosting.json with notes on them; None without a record."""
     if record is None:
         return None
     kept = f"{format_count(record.rounds)} rounds, {format_count(record.trees)} trees"
@@ -251,7 +251,7 @@ def describe_trees(record: BoostingRecord | None) -> TreesSection | None:
 
 
 def draw_levels(levels: Sequence[BoostedLevel]) -> Figure:
-    """Draw each level's share of the total gain beside its share of the features, from the image on."""
+    """Draw each feature level's share of the total gain beside its share of the features, from input to output."""
     total = sum(level.features for level in levels)
     with figure_style():
         figure = new_figure(7.5, 1.0 + 0.55 * len(levels))
@@ -282,13 +282,13 @@ def draw_levels(levels: Sequence[BoostedLevel]) -> Figure:
 
 
 def describe_levels(levels: Sequence[BoostedLevel]) -> str:
-    """Return what a reader who does not see the figure needs to know."""
+    """Return the alternative text of `draw_levels`."""
     shares = "; ".join(f"{level.name}, {level.features} features: {format_percent(level.gain)}" for level in levels)
     return f"Share of the total gain of all splits by feature level of the backbone, from the image to the output: {shares}."
 
 
 class PublishedRow(NamedTuple):
-    """A system with its accuracy; `protocol` says what is known of how it was judged."""
+    """A system and its accuracy; `protocol` says how it was evaluated, as far as that is known."""
 
     system: str
     accuracy: float
@@ -307,13 +307,13 @@ PUBLISHED = (
     ("VGGNet", 0.7328, "a validation value: PublicTest and PrivateTest are swapped in its code"),
     ("DLFER, without EF-FER1", 0.6621, "n = 7,178"),
 )
-"""Accuracies on FER2013 as published, 0..1, and what is known of them."""
+"""Published systems: name, accuracy on FER2013 in 0..1, and a remark on its evaluation."""
 
 
 def list_published(config: ExperimentConfig | None, metrics: Metrics, name: str) -> list[PublishedRow]:
-    """Return the published accuracies on FER2013 with that of this run among them, the largest first.
+    """Return the published accuracies on FER2013 together with that of this run, largest first.
 
-    Empty for a run of other data, and for one without a judged split.
+    The list is empty if the run used other data or was not evaluated.
     """
     judged = metrics.judged
     if (
@@ -336,7 +336,7 @@ def list_published(config: ExperimentConfig | None, metrics: Metrics, name: str)
 
 
 def describe_members(section: EnsembleConfig) -> str:
-    """Return in words what the section `ensemble` of an experiment asks for."""
+    """Return the `ensemble` section of an experiment in words: its members and how they are combined."""
     members = []
     for member in section.members:
         keys = ", ".join(f"{key}: {value}" for key, value in (member.set or {}).items())
@@ -348,7 +348,7 @@ _MOST_BRANCHES, _MOST_NAMED = 4, 7
 
 
 class BlockRow(NamedTuple):
-    """A block of the network as the table shows it; `state` is "trained", "frozen" or "partly trained"."""
+    """A row of the block table; `state` is "trained", "frozen", "partly trained", or "–" without parameters."""
 
     name: str
     layer: str
@@ -360,7 +360,7 @@ class BlockRow(NamedTuple):
 
 
 class BlockTable(NamedTuple):
-    """The blocks of a network, and what holds for all of them."""
+    """The blocks of a network, its total numbers of parameters, and a note."""
 
     rows: list[BlockRow]
     parameters: int
@@ -369,7 +369,7 @@ class BlockTable(NamedTuple):
 
 
 def describe_blocks(record: NetworkRecord | None) -> BlockTable | None:
-    """Return the table of a network's blocks; None where they were not recorded."""
+    """Return the table of a network's blocks; None if they were not recorded."""
     if record is None or not record.blocks:
         return None
     rows = [
@@ -402,7 +402,7 @@ def _describe_state(block: Block) -> str:
 
 
 class Box(NamedTuple):
-    """A box of a diagram: its title, its lines, and whether something was left out there (dashed)."""
+    """A box of a diagram; `is_absent` marks a stage that was left out, drawn dashed."""
 
     title: str
     lines: list[str]
@@ -410,12 +410,12 @@ class Box(NamedTuple):
 
 
 class Diagram(NamedTuple):
-    """What becomes of what, from left to right.
+    """A flow diagram of boxes connected by arrows, from left to right.
 
     Attributes:
         boxes: in order.
-        arrows: the lines of text at the arrow behind each box but the last.
-        description: all of it in one sentence, for readers who do not see it.
+        arrows: the text lines at the arrow after each box but the last.
+        description: the alternative text, one sentence.
     """
 
     boxes: list[Box]
@@ -432,7 +432,7 @@ def describe_cascade(
     cost: Cost | None,
     trees: BoostingRecord | None,
 ) -> Diagram | None:
-    """Return the diagram of EF-FER1, the transfer and EF-FER2, or of an ensemble's members; None without an experiment."""
+    """Return the diagram of EF-FER1, transfer and EF-FER2, or of an ensemble's members; None without a `config`."""
     if config is None:
         return None
     labels = [] if data is None else data.labels
@@ -498,16 +498,16 @@ def _complete(boxes: list[Box], arrows: list[list[str]]) -> Diagram:
 
 
 _LINE, _PAD, _WIDTH, _GAP = 18, 12, 232, 132
-"""In CSS pixels: height of a line, margin in a box, width of a box, length of an arrow in a row of boxes."""
+"""Layout in CSS pixels: line height, padding of a box, width of a box, and length of an arrow in a row of boxes."""
 _CHARACTERS, _ARROW_CHARACTERS = 29, 18
-"""Most in a line of a box and beside an arrow, at 13 and 12 pixels."""
+"""Maximum characters per line in a box and beside an arrow, at font sizes of 13 and 12 pixels."""
 
 
 def draw_diagram(diagram: Diagram, *, is_column: bool = False) -> Markup:
-    """Return a diagram as an SVG element, boxes in a row, or for narrow screens in a column.
+    """Return a diagram as an SVG element, with its boxes in a row or, for narrow screens, in a column.
 
-    Its colours are those of the page (classes in base.html.j2). The column is hidden from screen readers, since the row
-    beside it says the same.
+    The page's CSS (classes in base.html.j2) sets the colours. The column is hidden from screen readers, because the row
+    is on the page, too.
     """
     from markupsafe import Markup, escape
 
@@ -518,7 +518,7 @@ def draw_diagram(diagram: Diagram, *, is_column: bool = False) -> Markup:
     ]
     heights = [2 * _PAD + _LINE * (1 + len(lines)) for lines in texts]
     parts, left, top = [], 1, 1
-    # In a row half of an arrow's lines stand above it, the others below.
+    # In a row, half of an arrow's text lines are drawn above the arrow and half below.
     tallest = max([*heights, *(2 * _LINE * -(-len(lines) // 2) + 2 * _PAD for lines in notes)])
     for number, box in enumerate(diagram.boxes):
         height = heights[number] if is_column else tallest
@@ -571,7 +571,7 @@ def _draw_lines(lines: Sequence[str], kind: str, *, left: float, top: float) -> 
 
 
 def _draw_arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    """Return a line with a head; it goes to the right or down."""
+    """Return an arrow that points right or down."""
     from markupsafe import Markup
 
     (x0, y0), (x1, y1) = start, end

@@ -1,7 +1,7 @@
 """Figures and tables of a sweep and of a cross-validation.
 
-Of a sweep: its cells ranked and compared, and the best cells of `sweep.best_of`. Of a cross-validation: the pooled accuracy with
-its two intervals, the folds, and the differences.
+For a sweep they show the ranking and comparison of its cells, and the best cells of `sweep.best_of`; for a
+cross-validation the pooled accuracy with its two intervals, the folds, and the differences between arms.
 """
 
 from __future__ import annotations
@@ -48,34 +48,34 @@ if TYPE_CHECKING:
 
 BEST_FIGURES = ("best_scores", "best_macro_roc", "best_roc")
 MOST_ROWS = 16
-"""The figures show at most this many rows, the first ones; the tables have all."""
+"""Maximum number of best cells, the first ones, in the figures; the tables have all."""
 SCORES = {
     "accuracy": "accuracy",
     "macro_precision": "macro precision",
     "macro_recall": "macro recall",
     "macro_f1": "macro F1",
 }
-"""Metric -> what readers call it."""
+"""Metric -> display name."""
 _MOST_PANELS = 4
-"""Up to this many groups have a panel of bars each; more groups share one panel."""
+"""Up to this many tables have a panel of bars each; more tables share one panel."""
 _COLUMNS = 3
 
 
 class BestRow(NamedTuple):
-    """A cell, titled by the values that it is best for."""
+    """The best cell for some values of the axes, which are its title."""
 
     title: str
     cell: BestCell
 
     @property
     def chosen_from(self) -> str:
-        """Of how many cells it is the best."""
+        """The number of cells that it was chosen from, in words."""
         finished, planned = self.cell.num_cells, self.cell.num_planned
         return f"best of {finished}" + (f" (of {planned})" if finished < planned else "")
 
     @property
     def training(self) -> Training:
-        """How the cell was trained."""
+        """The training settings of the cell."""
         cell = self.cell
         return Training(
             epochs=_count(cell.epochs),
@@ -90,14 +90,14 @@ class BestRow(NamedTuple):
 
 
 class BestTable(NamedTuple):
-    """The rows of one table; `heading` is None where there is only one."""
+    """The rows of one table; `heading` is None if there is only one table."""
 
     heading: str | None
     rows: list[BestRow]
 
 
 class BestView(NamedTuple):
-    """What the page shows; `scores` is metric -> its name, `tables` is title -> rows."""
+    """The best cells for the page; `scores` is metric -> display name, `tables` is title -> rows."""
 
     notes: list[str]
     scores: Mapping[str, str]
@@ -105,7 +105,7 @@ class BestView(NamedTuple):
 
 
 class Training(NamedTuple):
-    """How a cell was trained, each value as it is in a table; "" where there is none."""
+    """The training settings of a cell, each formatted for a table; "" for a missing value."""
 
     epochs: str
     kept: str
@@ -117,7 +117,7 @@ class Training(NamedTuple):
     parameters: str
 
     def write_lines(self) -> str:
-        """Return the values in lines for the terminal."""
+        """Return the values as lines of text for the terminal."""
         lines = (
             self.epochs
             and f"{self.epochs} {'epoch' if self.epochs == '1' else 'epochs'}{', kept ' + self.kept if self.kept else ''}",
@@ -130,7 +130,7 @@ class Training(NamedTuple):
 
 
 def group_best_rows(best: BestCells) -> list[BestTable]:
-    """Return the rows with their titles; of two axes each value of the last has a table, with a heading, of its own."""
+    """Return the best cells as tables: with two axes one table, with a heading, for each value of the second axis."""
     axes, groups, divided = best.axes, {}, len(best.axes) == 2
     for cell in best.table:
         heading = f"{axes[1]}: {cell.values[axes[1]] or '–'}" if divided else None
@@ -139,7 +139,7 @@ def group_best_rows(best: BestCells) -> list[BestTable]:
 
 
 def describe_best_cells(best: BestCells | None) -> BestView | None:
-    """Return what the page shows of the best cells; None where nothing was asked for."""
+    """Return the best cells for the page; None if the sweep has no `best_of`."""
     if best is None:
         return None
     tables = {
@@ -152,7 +152,7 @@ def describe_best_cells(best: BestCells | None) -> BestView | None:
 
 
 def format_best_tables(best: BestCells | None) -> list[Table]:
-    """Return the tables for the terminal; none where nothing was asked for."""
+    """Return the tables of the best cells for the terminal; an empty list if the sweep has no `best_of`."""
     from rich.table import Table
 
     tables = []
@@ -175,13 +175,13 @@ def format_best_tables(best: BestCells | None) -> list[Table]:
 
 
 def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]) -> list[Path]:
-    """Draw scores and ROC curves of the first rows; return the paths.
+    """Draw the scores and ROC curves of the best cells, at most `MOST_ROWS`; return the paths.
 
     Args:
-        folder: for the figures.
-        best: of comparison.json.
-        runs: (cell, seed) -> the member's run. The ROC curves are of each cell's first seed; a cell whose run is gone
-            has none.
+        folder: the folder for the figures.
+        best: from comparison.json.
+        runs: (cell, seed) -> the member's run directory. The ROC curves are of each cell's first seed; a cell without
+            stored predictions has none.
     """
     if best is None or not best.table:
         return []
@@ -256,7 +256,7 @@ def draw_best_scores(tables: Sequence[BestTable]) -> Figure:
 
 
 def draw_best_rocs(panels: Sequence[tuple[str, Predictions]]) -> Figure:
-    """Draw a panel for each cell: the ROC curve of each class against the rest, and their mean in grey."""
+    """Draw a panel for each cell, with the ROC curve of each class against the rest, and their mean in grey."""
     num_rows = -(-len(panels) // _COLUMNS)
     with figure_style():
         figure = new_figure(9.6, 0.2 + 3.35 * num_rows)
@@ -280,7 +280,7 @@ def draw_best_rocs(panels: Sequence[tuple[str, Predictions]]) -> Figure:
 
 
 def draw_macro_rocs(curves: Sequence[tuple[str, MacroRoc]]) -> Figure:
-    """Draw the mean ROC curves of all cells into one panel, with their areas."""
+    """Draw the mean ROC curves of all cells in one panel, with their areas in the legend."""
     with figure_style():
         figure = new_figure(8.4, max(4.6, 1 + 0.26 * len(curves)))
         axes = figure.subplots()
@@ -293,7 +293,7 @@ def draw_macro_rocs(curves: Sequence[tuple[str, MacroRoc]]) -> Figure:
 
 
 def _title(cell: BestCell, axes: Sequence[str]) -> str:
-    """Return the values of the axes; that of a key, which may be a mere number, after the key's last word."""
+    """Return a cell's values of the axes as a title; values of dotted keys follow the shortened key."""
     words = [(f"{shorten_key(axis, axes)} " if "." in axis else "") + (cell.values[axis] or "–") for axis in axes]
     return ", ".join(words)
 
@@ -305,7 +305,7 @@ def _count(value: Mean) -> str:
 
 
 def get_errors(estimate: Estimate) -> tuple[float, float]:
-    """Return how far the interval goes below and above the value, in percentage points; 0 where it is undefined."""
+    """Return the distances from the value to the interval's ends, in percentage points; 0 without an interval."""
     value, low, high = estimate.value, estimate.low, estimate.high
     if is_missing(low) or is_missing(high):
         return 0.0, 0.0
@@ -313,7 +313,7 @@ def get_errors(estimate: Estimate) -> tuple[float, float]:
 
 
 def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
-    """Return the tables with `MOST_ROWS` rows in all."""
+    """Return the first tables, cut to `MOST_ROWS` rows in total."""
     left, taken = MOST_ROWS, []
     for heading, rows in tables:
         if left > 0:
@@ -323,17 +323,17 @@ def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
 
 
 def _wrap(title: str, room: int) -> str:
-    """Return a title in lines of at most `room` letters; names may be divided at their underlines."""
+    """Return a title wrapped to lines of `room` characters (at least 8); names may be broken at underscores."""
     return "\n".join(textwrap.wrap(title.replace("_", "_ "), max(8, room))).replace("_ ", "_")
 
 
 SWEEP_FIGURES = ("ranking", "differences", "curves")
 MOST_DRAWN = 30
-"""The figures show at most this many cells, the best ones; the tables have all."""
+"""Maximum number of cells or arms, the best ones, in the figures; the tables have all."""
 
 
 def has_value(estimate: Estimate | None) -> bool:
-    """Tell whether there is a value to draw."""
+    """Return whether an estimate has a value to draw."""
     return estimate is not None and not is_missing(estimate.value)
 
 
@@ -344,7 +344,7 @@ def list_drawn_pairs(comparison: ComparisonRecord) -> list[ArmPair]:
 
 
 def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
-    """Draw the ranking and the differences as far as there are any; return the paths."""
+    """Draw the ranking and the differences, if there are any; return the paths."""
     drawn, table, pairs = [], comparison.table[:MOST_DRAWN], list_drawn_pairs(comparison)[:MOST_DRAWN]
     which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
     if table:
@@ -380,7 +380,7 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
 
 
 def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
-    """Draw the reference minus each cell as a dot with its interval, coloured where it is significant after Holm."""
+    """Draw the reference minus each cell as a dot with its interval, blue if significant after Holm's correction."""
     with figure_style():
         figure = new_figure(9, 1.2 + 0.36 * len(pairs))
         axes = figure.subplots()
@@ -398,7 +398,7 @@ def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
 
 
 def format_sweep_table(comparison: ComparisonRecord) -> Table:
-    """Return the cells for the terminal: the best on validation first, and what did not finish last."""
+    """Return a table of the cells for the terminal: the best on validation first, unfinished members last."""
     from rich.table import Table
 
     has_test = any(row.test for row in comparison.table)
@@ -425,7 +425,7 @@ def format_sweep_table(comparison: ComparisonRecord) -> Table:
 
 
 def describe_best(comparison: ComparisonRecord) -> str | None:
-    """Return the sentence that the page begins with: the best cell on validation and what it reaches on test."""
+    """Return the page's first sentences, on the best cell on validation and its accuracies; None without cells."""
     if not comparison.table:
         return None
     best = comparison.table[0]
@@ -442,7 +442,7 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
 
 CROSSVAL_FIGURES = ("folds", "differences")
 CHOSEN = "each fold's own choice"
-"""The arm that is best on a fold's validation split, evaluated on the fold."""
+"""Name of the table row for which each fold uses the arm that is best on its own validation split."""
 _MOST_FOLD_TABLES = 1
 
 
@@ -451,8 +451,8 @@ class PooledRow(NamedTuple):
 
     Attributes:
         name: of the arm, or CHOSEN.
-        validation: mean over folds; None for CHOSEN.
-        found: what the folds say of it.
+        validation: mean accuracy over folds, in 0..1; None for CHOSEN.
+        found: its pooled results.
     """
 
     name: str
@@ -461,7 +461,7 @@ class PooledRow(NamedTuple):
 
 
 def list_pooled_rows(comparison: ComparisonRecord) -> list[PooledRow]:
-    """Return the arms, the best on validation first, and what the folds chose themselves."""
+    """Return a row for each arm, the best on validation first, and one for each fold's own choice of arm."""
     rows = [
         PooledRow(row.arm, None if row.validation is None else row.validation.value, row.cross_validated)
         for row in comparison.table
@@ -471,7 +471,7 @@ def list_pooled_rows(comparison: ComparisonRecord) -> list[PooledRow]:
 
 
 def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
-    """Return the tables for the terminal: pooled accuracies, and the folds of a single arm."""
+    """Return the tables for the terminal: the folds, if there is only one arm, and the pooled accuracies."""
     from rich.table import Table
 
     rows = list_pooled_rows(comparison)
@@ -517,7 +517,7 @@ def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
 
 
 def write_crossval_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
-    """Draw the folds of each arm and the differences as far as there are any; return the paths."""
+    """Draw the folds of each arm, and the differences, if there are any; return the paths."""
     drawn, pairs = [], list_drawn_pairs(comparison)[:MOST_DRAWN]
     rows = [row for row in list_pooled_rows(comparison) if has_value(row.found.trained)][:MOST_DRAWN]
     if rows:
@@ -533,7 +533,7 @@ def write_crossval_figures(folder: Path, comparison: ComparisonRecord) -> list[P
 
 
 def draw_folds(rows: Sequence[PooledRow]) -> Figure:
-    """Draw a row for each arm: the accuracy of each fold, the pooled one, and its two intervals."""
+    """Draw a row for each arm: the accuracy of each fold, the pooled accuracy, and its two intervals."""
     with figure_style():
         figure = new_figure(9, 1.2 + 0.5 * len(rows))
         axes = figure.subplots()

@@ -13,7 +13,7 @@ _CLASS_METRICS = ("precision", "recall", "f1", "specificity")
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as aligned columns with a heading; the last column is as long as it needs."""
+    """Return rows as a table with a header and left-aligned columns; cells are not truncated."""
     if not rows:
         return ""
     heads = list(rows[0])
@@ -25,7 +25,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_values(values: Mapping[str, Any], indent: str = "") -> str:
-    """Return nested values as lines "key: value"."""
+    """Return nested values as lines "key: value", indented by level."""
     lines = []
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -36,7 +36,7 @@ def format_values(values: Mapping[str, Any], indent: str = "") -> str:
 
 
 def format_metrics(metrics: Metrics) -> str:
-    """Return metrics in words: the banner, each split with n and intervals, the classes."""
+    """Return metrics as text: the banner, then each split with its n, its metrics with intervals, and its classes."""
     lines = [metrics.banner, *(metrics.foreign.describe() if metrics.foreign is not None else ())]
     for name in ("test", "test_without_duplicates", "validation", "validation_without_duplicates"):
         split = metrics.get(name)
@@ -54,7 +54,7 @@ def format_metrics(metrics: Metrics) -> str:
 
 
 def _format_split(name: str, split: SplitMetrics, metrics: Metrics) -> list[str]:
-    """Return the accuracy and macro F1 of a split, the table of its classes, and why intervals are missing."""
+    """Return a split's accuracy and macro F1, the table of its classes, and why intervals are missing."""
     rows = [
         {"label": label, "n": row.n, **{metric: row.get(metric) for metric in _CLASS_METRICS}}
         for label, row in split.per_class.items()
@@ -81,7 +81,7 @@ def _format_summary(accuracy: Estimate, macro_f1: Estimate | None) -> str:
 
 
 def _name_split(name: str, metrics: Metrics) -> str:
-    """Return what a split is called: a test only if its images neither selected nor trained the model."""
+    """Return the display name of a split; it is "test" only if its images neither selected nor trained the model."""
     judged_on = metrics.judged_on
     if name.startswith("validation") or judged_on is None or judged_on.used_for is None:
         return name.replace("_", " ")
@@ -89,7 +89,7 @@ def _name_split(name: str, metrics: Metrics) -> str:
 
 
 def format_corruptions(found: Corruptions) -> str:
-    """Return a result of `evaluate_corruptions` as a table: a row for each corruption, a column for each strength."""
+    """Return a result of `evaluate_corruptions` as a table with a row per corruption and a column per strength."""
     lines = [f"corrupted images (n = {found.n:,}): accuracy in percent; clean: {format_estimate(found.clean)}"]
     rows = []
     for name, levels in found.corruptions.items():
@@ -118,7 +118,7 @@ def _format_percent(estimate: Estimate) -> str:
 
 
 def _format_views(metrics: Metrics) -> list[str]:
-    """Return a line for each split and view, with the paired difference to the single view."""
+    """Return two lines for each view and split: its metrics, and its paired difference from single images."""
     lines = []
     for view, splits in metrics.views.items():
         mark = ", the headline" if metrics.headline == view else ""
@@ -130,7 +130,7 @@ def _format_views(metrics: Metrics) -> list[str]:
 
 
 def _format_groups(groups: Groups) -> list[str]:
-    """Return a table of each attribute, and how far its groups differ."""
+    """Return, for each attribute, a table of its groups and their largest gaps in accuracy and recall."""
     lines = []
     for name, attribute in groups.attributes.items():
         rows = [
@@ -148,7 +148,7 @@ def _format_groups(groups: Groups) -> list[str]:
 
 
 def format_comparison(comparison: ModelComparison) -> str:
-    """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
+    """Return a result of `compare_runs` as text: the runs, the systems, Cochran's Q, and a sentence for each pair."""
     rows = []
     for run in comparison.runs:
         own = {"own images": run.num_images or run.n} if comparison.has_left_out else {}
@@ -166,7 +166,7 @@ def format_comparison(comparison: ModelComparison) -> str:
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """Return a value in percent with its 95 % interval; "not defined" where there is no value, [–] for no interval."""
+    """Return "66.21 % [64.02, 68.33]"; "not defined" without a value, [–] if a reason is recorded for no interval."""
     if estimate.value is None:
         return "not defined"
     text = f"{100 * estimate.value:.2f} %"
