@@ -1,8 +1,8 @@
-"""The maps of a face by each method that was asked for, the averages of the maps of many faces, and a check of the method.
+"""Maps of a face by each selected method, averages of the maps of many faces, and a sanity check of the methods.
 
-Maps that show what was learned must change when it is taken away. Source: Adebayo et al., Sanity Checks for Saliency Maps,
-NeurIPS 2018: the parameters are re-initialised, and the maps before and after are compared by their rank correlation. A method
-that gives the same map either way draws edges of the image, not what the model knows.
+Maps that show what a model has learned must change when its weights are re-initialised; a method that gives the same
+map either way shows edges of the image instead. The check compares the maps before and after by their rank correlation.
+Source: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ METHODS = (OCCLUSION, GRADCAM)
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How maps are made.
+    """The methods that compute maps, and their settings.
 
     Attributes:
-        methods: of "occlusion" and "gradcam".
-        size, stride: of the square, see `compute_occlusion`.
+        methods: "occlusion", "gradcam", or both.
+        size, stride: of the occluding square, see `compute_occlusion`.
         feature_level: see `GradCam`.
     """
 
@@ -52,9 +52,9 @@ class Explanation:
 
     Attributes:
         probabilities: float32 [C], calibrated where the model has a temperature.
-        target: index of the label that the maps are about.
-        occlusion: None if it was not asked for.
-        cams: one for each network of the classifier; none if they were not asked for.
+        target: index of the explained label.
+        occlusion: None if it was not requested.
+        cams: one for each network of the classifier; empty if Grad-CAM was not requested.
     """
 
     probabilities: np.ndarray
@@ -69,12 +69,12 @@ class Explanation:
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """float [H, W] by name: "occlusion" (fall of the probability, -1..1), "gradcam" or "gradcam <network>" (0..1)."""
+        """Name -> float [H, W]: "occlusion" (drop of probability, -1..1), "gradcam" or "gradcam <network>" (0..1)."""
         found = {} if self.occlusion is None else {OCCLUSION: self.occlusion.sensitivity}
         return found | {f"{GRADCAM} {cam.network}".strip(): cam.scaled for cam in self.cams}
 
     def describe(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return plain values, for JSON; the maps themselves are arrays and not among them."""
+        """Return the explanation as JSON values, without the arrays of the maps."""
         return {
             "predicted": labels[self.predicted],
             "explained": labels[self.target],
@@ -88,14 +88,15 @@ class Explanation:
 
 
 class Explainer:
-    """Makes the maps of faces.
+    """A computer of the maps of faces.
 
     Args:
-        classifier: whose answers are explained.
-        options: by which methods.
+        classifier: the classifier whose predictions are explained.
+        options: the methods and their settings; None: the defaults.
 
     Raises:
-        ModelError: Grad-CAM is the one method, and the classifier has no network; or no such feature level.
+        UserError: no method, or an unknown one.
+        ModelError: Grad-CAM is the only method, and the classifier has no network; or no such feature level.
 
     Example:
         >>> Explainer(dlfer.load("lite2_96")).explain(face).maps["occlusion"].shape
@@ -116,7 +117,7 @@ class Explainer:
 
     @property
     def lacks_gradcam(self) -> bool:
-        """Whether Grad-CAM was asked for and the classifier has no network to look into."""
+        """Whether Grad-CAM was requested, but the classifier has no network that it can be computed for."""
         return GRADCAM in self.options.methods and not list_networks(self.classifier)
 
     def explain(self, image: np.ndarray, target: int | None = None) -> Explanation:
@@ -124,10 +125,10 @@ class Explainer:
 
         Args:
             image: uint8 [H, W] or [H, W, 1 or 3].
-            target: index of the label that the maps are about; None: the most probable one.
+            target: index of the label to explain; None: the most probable one.
 
         Raises:
-            ModelError: the image, the target or the square is not of the right form.
+            ModelError: the shape or dtype of the image, the target or the square is invalid.
         """
         probabilities = self._predict(image[None])[0]
         target = int(probabilities.argmax()) if target is None else target
@@ -152,18 +153,18 @@ def _describe_occlusion(occlusion: Occlusion) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AverageMaps:
-    """The averages over the faces of one label.
+    """The average maps of the faces of one label.
 
     Attributes:
         label: its name.
         num_images: number of faces.
-        num_correct: how many of them got that label.
+        num_correct: number of faces for which the label was predicted.
         image: uint8 [H, W, 1], the average face, grey.
-        maps: float64 [H, W] by the names of `Explanation.maps`.
-        flips: float64 [H, W] in 0..1, the share of the faces in which some square over a pixel changes the answer;
-            None without occlusion.
-        halves: by map, the rank correlation of the averages of two halves of the faces: near 1, and other faces of
-            the label would give this map again; None where a half has no face or a map is flat.
+        maps: name -> float64 [H, W], with the names of `Explanation.maps`.
+        flips: float64 [H, W] in 0..1, the share of the faces for which some square over a pixel changes the predicted
+            label; None without occlusion.
+        halves: map name -> rank correlation between the averages of two halves of the faces; near 1, other faces of
+            the label would give a similar map. None if a half has no face or a map is constant.
     """
 
     label: str
@@ -176,7 +177,7 @@ class AverageMaps:
 
 
 class MapAverage:
-    """Adds up the maps of the faces of one label; memory does not grow with their number.
+    """A running sum of the maps of the faces of one label; memory does not grow with the number of faces.
 
     Args:
         label: its name.
@@ -190,7 +191,7 @@ class MapAverage:
         self._halves: list[dict[str, np.ndarray]] = [{}, {}]
 
     def add(self, image: np.ndarray, explanation: Explanation) -> None:
-        """Add a face, uint8 [H, W, C], all of one size, and its maps."""
+        """Add a face (uint8 [H, W, C], of the same size for all faces) and its maps."""
         half = self._halves[self.num_images % 2]
         for name, values in explanation.maps.items():
             half[name] = half.get(name, 0.0) + np.asarray(values, np.float64)
@@ -203,7 +204,7 @@ class MapAverage:
         self.num_correct += explanation.predicted == explanation.target
 
     def finish(self) -> AverageMaps:
-        """Return the averages; at least one face was added."""
+        """Return the averages; at least one face must have been added."""
         first, second = self._halves
         return AverageMaps(
             label=self.label,
@@ -220,7 +221,7 @@ class MapAverage:
 
 
 def compute_rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return Spearman's rank correlation of two maps of one shape, in -1..1; None where one of them is flat."""
+    """Return Spearman's rank correlation of two maps of equal shape, in -1..1; None if one of them is constant."""
     ranks = [compute_midranks(np.asarray(values, np.float64).ravel()) for values in (first, second)]
     centred = [values - values.mean() for values in ranks]
     scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
@@ -228,12 +229,12 @@ def compute_rank_correlation(first: np.ndarray, second: np.ndarray) -> float | N
 
 
 SEED = 104_729
-"""Of the new weights; none that an experiment is likely to have. A trained head is still close to the one that it began
-with: re-initialised with the seed of its own training it gave the same maps (rank correlation 0.94, EfficientNet-Lite2)."""
+"""Seed of the new weights, one that experiments are unlikely to use: a trained head is close to its initial weights;
+re-initialised with the seed of its own training it gave the same maps (rank correlation 0.94, EfficientNet-Lite2)."""
 
 HEAD, ALL = "head", "all"
 OTHER = "other_face"
-"""With what the changed maps are compared: how alike the maps of different faces are to begin with."""
+"""Key of the baseline for the comparison: the rank correlation between unchanged maps of different faces."""
 
 
 def check_maps(
@@ -244,18 +245,19 @@ def check_maps(
     seed: int = SEED,
     say: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, dict]]:
-    """Return how alike maps are before and after the classifier's weights are re-initialised.
+    """Return the rank correlations between maps before and after the classifier's weights are re-initialised.
 
     Args:
-        explainer: that made the maps.
-        explanations: their maps; the changed classifier's are of the same labels.
+        explainer: the explainer that computed the maps.
+        images: the faces, uint8 [H, W, C].
+        explanations: their maps; the re-initialised classifier explains the same labels.
         seed: of the new weights. It sets the global seeds of Keras, NumPy and Python.
-        say: told (faces done, faces in all).
+        say: called with (maps done, maps in total), where each face counts once for each re-initialised part.
 
     Returns:
-        {"head": the head alone is new (not of trees), "all": the whole network, "other_face": the unchanged maps of
-        different faces} -> {name of the map: {"mean", "low", "high": rank correlation in -1..1, None where there
-        is none; "n": pairs of maps, "flat": pairs of which one had the same value everywhere, left out}}.
+        {"head": only the head is new (not for trees), "all": the whole network is new, "other_face": unchanged maps of
+        different faces} -> {name of the map: {"mean", "low", "high": rank correlations in -1..1, None if there are
+        none; "n": number of pairs of maps; "flat": number of pairs left out because one map is constant}}.
     """
     classifier, before = explainer.classifier, [explanation.maps for explanation in explanations]
     parts = (ALL,) if isinstance(classifier, BoostedClassifier) else (HEAD, ALL)
@@ -273,16 +275,16 @@ def check_maps(
 
 
 def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> Classifier:
-    """Return a classifier of the same form with weights as before any training.
+    """Return a classifier of the same architecture with newly initialised weights.
 
     Args:
-        classifier: stays as it is.
-        part: "all" weights of each network, or those of its "head". Of a boosted model it is the backbone ("all"
-            alone), below the same trees.
+        classifier: is not changed.
+        part: "all" weights of each network, or those of its "head". For a boosted model only "all" is allowed: it
+            gets a new backbone and keeps its trees.
         seed: see `check_maps`.
 
     Raises:
-        ModelError: another part, or a boosted model's head.
+        ModelError: an unknown part, or the head of a boosted model.
     """
     if part not in (HEAD, ALL) or (part == HEAD and isinstance(classifier, BoostedClassifier)):
         raise ModelError(
@@ -317,11 +319,11 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
 
 
 def _settle_norms(network: TransferNetwork) -> None:
-    """Set the moving statistics of every BatchNorm to those of one pass over drawn images.
+    """Set the moving statistics of every BatchNorm to those of one pass over generated images.
 
-    A network with new weights has the statistics 0 and 1. Where its kernels are small, as Glorot's rule makes those of a
-    depthwise convolution, each layer then passes on a fraction of what it gets, and the maps of the whole network would
-    be flat: there would be nothing to compare with.
+    In a new network the moving means are 0 and the variances 1. With small kernels, such as those that Glorot
+    initialisation gives depthwise convolutions, each layer then shrinks its input, and the maps of the whole network
+    would be constant, so that there would be nothing to compare.
     """
     set_norm_momentum(network.backbone, 0.0)
     images = draw_probe_images(network.face_input.image_size, network.model.input_shape[-1])
@@ -346,7 +348,7 @@ def _randomise_members(ensemble: EnsembleClassifier, part: str, seed: int) -> En
 def _compare(
     before: Sequence[dict[str, np.ndarray]], after: Sequence[dict[str, np.ndarray]], *, names: Iterable[str]
 ) -> dict[str, dict]:
-    """Return the rank correlations of maps, summed up by name; of a single face there are no maps of others."""
+    """Return a summary of the rank correlations of the maps of each name; "n" is 0 if there are no pairs of maps."""
     found = {}
     for name in names:
         pairs = [(one[name], other[name]) for one, other in zip(before, after, strict=True)]

@@ -1,4 +1,4 @@
-"""Figures of maps and the page that shows them, and what becomes of an image on its way into the network."""
+"""Figures of explanation maps, the page that shows them, and a figure of the preprocessing steps of images."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ _ORANGE = (0.835, 0.369, 0.0)
 def write_explanation(
     path: Path, image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], name: str
 ) -> Path:
-    """Write the figure (.png) of one face with its maps; how they are made and what they do not show is in the file's caption.
+    """Write the figure (.png) of one face with its maps; the caption says how they are made and what they do not show.
 
     Args:
-        image: uint8 [H, W, 1 or 3], as the classifier got it.
-        name: of the picture.
+        image: uint8 [H, W, 1 or 3], the classifier's input.
+        name: of the picture, for the caption.
     """
     answer, label = labels[explanation.predicted], labels[explanation.target]
     shares = explanation.probabilities
@@ -72,7 +72,7 @@ def write_explanation(
 
 
 def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], title: str) -> Figure:
-    """Draw a face (uint8 [H, W, 1 or 3]), its probabilities, and its maps with the face beneath; the title stands above."""
+    """Draw a face (uint8 [H, W, 1 or 3]), its probabilities, and its maps laid over the face, below a title."""
     panels: list[Callable[[Axes], None]] = [
         lambda axes: _show_face(axes, image, "the face"),
         lambda axes: _draw_bars(axes, explanation, labels),
@@ -88,7 +88,7 @@ def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Seq
 
 
 def draw_averages(averages: AverageMaps) -> Figure:
-    """Draw the average face of a label and the average maps over it."""
+    """Draw the average face of a label, and the average maps laid over it."""
     image = averages.image
     panels: list[Callable[[Axes], None]] = [lambda axes: _show_face(axes, image, "average face")]
     for name, values in averages.maps.items():
@@ -103,7 +103,7 @@ def draw_averages(averages: AverageMaps) -> Figure:
 
 
 def write_averages(path: Path, averages: AverageMaps, *, note: str) -> Path:
-    """Write the figure of one label's averages; `note`, how the maps are made and what they do not show, is in its caption."""
+    """Write the figure of one label's averages; `note` (how maps are made, what they do not show) ends its caption."""
     halves = "; ".join(
         f"{name}: the averages of two halves have the rank correlation {format_correlation(value)}"
         for name, value in averages.halves.items()
@@ -118,16 +118,16 @@ def write_averages(path: Path, averages: AverageMaps, *, note: str) -> Path:
 
 
 def describe_average(averages: AverageMaps) -> str:
-    """Return what the averages are of, in words."""
+    """Return a phrase with the label, the number of its faces, and how many of them were predicted correctly."""
     return f"{averages.label}: mean of {averages.num_images:,} faces, {averages.num_correct:,} of them predicted so"
 
 
 def describe_maps(explanations: Sequence[Explanation], label: str | None) -> list[str]:
-    """Return how the maps of faces are made, a text for each method, and what they do not show.
+    """Return a text for each method on how the maps of faces are made, and one on what they do not show.
 
     Args:
-        explanations: of the faces, made by one explainer.
-        label: that the maps are of; None: each face's own.
+        explanations: of the faces, from one explainer.
+        label: the label that the maps explain; None: each face's own.
     """
     label, texts = "its label" if label is None else f"“{label}”", []
     squares = dict.fromkeys(
@@ -147,23 +147,23 @@ def describe_maps(explanations: Sequence[Explanation], label: str | None) -> lis
 
 
 def describe_place(values: np.ndarray) -> str:
-    """Return in words where a map [H, W] is greatest: "greatest in the lower middle"."""
+    """Return in words where a map [H, W] has its maximum, e.g. "greatest in the lower middle"."""
     if float(values.max()) <= 0:
         return "nowhere above 0"
-    # The middle of all places that share the greatest value: an occluding square leaves plateaus.
+    # The mean position of all pixels with the maximum, because an occluding square leaves plateaus.
     places = np.argwhere(values == values.max()).mean(axis=0) / values.shape
     down, across = (names[min(2, int(3 * place))] for names, place in zip(_PLACES, places, strict=True))
     return "greatest in the middle" if down == across else f"greatest in the {down} {across}"
 
 
 def format_correlation(value: float | None) -> str:
-    """Write a rank correlation: "0.83", or "none" where a map is flat."""
-    # Adding 0 takes the sign off what is rounded to 0.
+    """Format a rank correlation: "0.83", or "none" for None, if a map is constant."""
+    # Adding 0.0 turns -0.0 into 0.0.
     return "none" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> None:
-    """Lay the fall of the probability (float [H, W], -1..1) over a face, on a scale symmetric around zero."""
+    """Overlay the drop of the probability (float [H, W], -1..1) on a face, with colours symmetric around zero."""
     most = 100 * max(float(np.abs(sensitivity).max()), 0.01)
     _show_face(axes, image, "fall if covered", dimmed=True)
     shown = axes.imshow(100 * sensitivity, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65)
@@ -171,7 +171,7 @@ def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> 
 
 
 def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray) -> None:
-    """Wash a face orange by how often (float [H, W], 0..1; full colour at the most) some square over a pixel changes the answer."""
+    """Overlay orange on a face by how often (float [H, W], 0..1) squares change the label, relative to the maximum."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Patch
@@ -197,7 +197,7 @@ def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray) -> None:
 
 
 def show_cam(axes: Axes, image: np.ndarray, values: np.ndarray, heading: str) -> None:
-    """Lay Grad-CAM, or an average of it (float [H, W] in 0..1), over a face."""
+    """Overlay Grad-CAM, or an average of it (float [H, W] in 0..1), on a face."""
     _show_face(axes, image, "\n".join(textwrap.wrap(heading, 20)), dimmed=True)
     shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max()), 0.01), alpha=0.6)
     _add_bar(axes, shown, "of its greatest")
@@ -221,7 +221,7 @@ def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str) -> Figure
 
 
 def _draw_bars(axes: Axes, explanation: Explanation, labels: Sequence[str]) -> None:
-    """Draw the probabilities, the greatest on top; of many labels the first alone."""
+    """Draw the probabilities of at most 12 labels as bars, the largest on top."""
     rows = np.argsort(-explanation.probabilities, kind="stable")[:_MOST_BARS]
     shares = 100 * explanation.probabilities[rows]
     colours = [COLOURS[0] if row == explanation.target else PALE for row in rows]
@@ -244,7 +244,7 @@ def _show_face(axes: Axes, image: np.ndarray, heading: str, *, dimmed: bool = Fa
 
 
 def show_image(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
-    """Show uint8 [H, W, 1 or 3] without axes; dimmed it is the background of a map."""
+    """Show an image (uint8 [H, W, 1 or 3]) without axes; `dimmed` makes it the background of a map."""
     colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
     axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
     axes.set_xticks([])
@@ -277,14 +277,14 @@ def _describe_numbers(title: str, explanation: Explanation) -> str:
 
 
 UNCHANGED = 0.5
-"""A mean rank correlation above this between maps before and after means that they hardly depend on the weights."""
+"""If the mean rank correlation of maps before and after is above this, they hardly depend on the weights."""
 
 
 def write_explanation_report(folder: Path, names: Sequence[str], context: Mapping[str, Any]) -> Path:
     """Write index.html with the figures of a folder; return its path.
 
     Args:
-        folder: holds `<name>.png` for each of the names.
+        folder: contains `<name>.png` for each of the names.
         names: of the figures, in order.
         context: "title", "subtitle", "notice", "reading" and "failed" (texts), "sanity" (from `list_sanity_rows`, or
             empty) and "verdicts" (from `describe_sanity`).
@@ -294,7 +294,7 @@ def write_explanation_report(folder: Path, names: Sequence[str], context: Mappin
 
 
 def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """Return the rows of the table of `check_maps`: what was compared, of which map, and the rank correlations."""
+    """Return the table rows for a result of `check_maps`: what was compared, the map, and the rank correlations."""
     words = {
         "head": "head re-initialised",
         "all": "all weights re-initialised",
@@ -324,7 +324,7 @@ def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> l
 
 
 def describe_sanity(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Return for each map, in words, whether it depends on what the network learned, and on the face."""
+    """Return a sentence for each map on whether it depends on the learned weights and on the face."""
     texts = []
     for name, found in sanity["all"].items():
         mean, n = found["mean"], found["n"] - found["flat"]
@@ -351,13 +351,13 @@ def describe_sanity(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
 
 @dataclass(frozen=True)
 class Preparation:
-    """The stations of N images.
+    """The preprocessing steps and feature maps of N images.
 
     Attributes:
-        resized: uint8 [N, S, S, C], at the size that the network sees.
+        resized: uint8 [N, S, S, C], at the network's input size.
         grey: uint8 [N, S, S].
-        binary: bool [N, S, S], brighter than Otsu's threshold; shown for comparison, no network is given it.
-        features: (what it is, float32 [N, h, w]) of feature maps, the mean of the magnitudes over all channels.
+        binary: bool [N, S, S], brighter than Otsu's threshold; for comparison only, it is not given to the network.
+        features: (title, float32 [N, h, w]) of feature maps, the mean absolute values over all channels.
     """
 
     resized: np.ndarray
@@ -367,7 +367,7 @@ class Preparation:
 
 
 def compute_preparation(classifier: NetworkClassifier, images: np.ndarray) -> Preparation:
-    """Return what becomes of uint8 images [N, H, W, channels] before and in a classifier's network."""
+    """Return the preprocessing steps of uint8 images [N, H, W, channels], and their feature maps in a network."""
     face_input = classifier.parts.face_input
     resized = keras.ops.convert_to_numpy(face_input.resize(images)).round().clip(0, 255).astype(np.uint8)
     grey = np.stack([to_channels(image, 1)[..., 0] for image in resized])
@@ -376,9 +376,9 @@ def compute_preparation(classifier: NetworkClassifier, images: np.ndarray) -> Pr
 
 
 def compute_otsu_threshold(grey: np.ndarray) -> int:
-    """Return the grey level that divides the pixels of uint8 [H, W] best into dark (up to it) and bright ones.
+    """Return Otsu's threshold of uint8 [H, W]: pixels up to this grey level are dark, the others bright.
 
-    Best is what leaves the greatest variance between the two; the lowest such level if several do.
+    It maximises the variance between the two classes; if several levels do, it is the lowest.
 
     Source: Otsu, A Threshold Selection Method from Gray-Level Histograms, IEEE Trans. SMC 9 (1979) 62.
     """
@@ -391,11 +391,11 @@ def compute_otsu_threshold(grey: np.ndarray) -> int:
 
 
 def _compute_features(classifier: NetworkClassifier, images: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return the first and the last feature map of the backbone, or of each branch."""
+    """Return titles and mean absolute values of the first and last feature map of the backbone or of each branch."""
     parts, config = classifier.parts, classifier.config
     found = []
     for branch, name, network, prepared in _list_networks(classifier, parts.face_input(images)):
-        # The first map in half the resolution or full, and the one that is pooled.
+        # The map of the first feature level, at full or half resolution, and the final map of the backbone.
         first = network.get_layer(
             f"{branch}_{find_backbone(name).stages[0]}" if branch else find_backbone(name).stages[0]
         )
@@ -408,7 +408,7 @@ def _compute_features(classifier: NetworkClassifier, images: np.ndarray) -> list
 
 
 def _list_networks(classifier: NetworkClassifier, pixels):
-    """Return (prefix of its layers, backbone, network, its input) of the one network or of each branch."""
+    """Return (layer prefix, name of the backbone, network, its input) for the one network or for each branch."""
     backbone, config = classifier.parts.backbone, classifier.config
     if not config.branches:
         return [("", config.backbone, backbone, pixels)]
@@ -424,16 +424,16 @@ MOST_EXAMPLES = 7
 def choose_examples(predictions: Predictions, *, limit: int = MOST_EXAMPLES) -> np.ndarray:
     """Return int [<=limit] rows: the first image of each label, in the order of the labels, right or wrong.
 
-    The first and not the best, so that the figures flatter nobody.
+    The first image is taken instead of the best one, so that the figures do not flatter the model.
     """
     firsts = [np.flatnonzero(predictions.targets == target)[:1] for target in range(len(predictions.labels))]
     return np.concatenate([np.zeros(0, np.int64), *firsts])[:limit].astype(np.int64)
 
 
 def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions: Sequence[str]) -> Figure:
-    """Draw for each image (uint8 [N, H, W, 1 or 3]) itself, the sensitivity laid over it, and what flips the answer.
+    """Draw each image (uint8 [N, H, W, 1 or 3]), its sensitivity map, and the pixels that flip the prediction.
 
-    All maps have one scale, symmetric around zero. Occlusions and captions are one for each image.
+    All maps share one colour scale, symmetric around zero. There is one occlusion and one caption for each image.
     """
     most = max(max(float(np.abs(occlusion.sensitivity).max()) for occlusion in occlusions), 0.01)
     rows = ("image", "fall of the\nprobability", "answer\nflips")
@@ -461,9 +461,9 @@ def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions
 def write_occlusion_page(
     folder: Path, images: np.ndarray, occlusions: Sequence[Occlusion], *, predictions: Predictions, rows: np.ndarray
 ) -> Path | None:
-    """Write occlusion.png; nothing if there are no images.
+    """Write occlusion.png; return None if there are no images.
 
-    images are uint8 [M, H, W, C] of `rows` (int [M]) of the predictions, with an occlusion of its target for each.
+    `images` are uint8 [M, H, W, C], one per `rows` (int [M]) of the predictions; `occlusions` explain the targets.
     """
     if not len(rows):
         return None
@@ -490,7 +490,7 @@ def write_occlusion_page(
 
 
 def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Sequence[str]) -> Figure:
-    """Draw a row for each image: as stored, resized, grey, black and white, and its feature maps."""
+    """Draw a row for each image: as stored, resized, grey, binary, and its feature maps."""
     columns = ["stored", "resized", "grey", "binary", *(title for title, _ in preparation.features)]
     step, top, left = 1.3, 0.45, 0.35
     with figure_style():
@@ -514,7 +514,7 @@ def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Seq
 
 
 def write_preparation_page(folder: Path, images: np.ndarray, preparation: Preparation, names: Sequence[str]) -> Path:
-    """Write preprocessing.png of images (uint8 [M, H, W, C]), their stations, and the label of each."""
+    """Write preprocessing.png with images (uint8 [M, H, W, C]), their preprocessing steps and labels (`names`)."""
     stored, resized = images.shape[1:3], preparation.resized.shape[1:3]
     maps = "; ".join(f"{title}, {values.shape[2]}x{values.shape[1]}" for title, values in preparation.features)
     return write_figure(

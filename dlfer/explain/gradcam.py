@@ -1,12 +1,12 @@
-"""Grad-CAM: where in a network's feature map the evidence for a label stands.
+"""Grad-CAM: the places in a network's feature map that are evidence for a label.
 
 With A_k the channels of the map [h, w], y the label's logit, and w_k the mean of dy/dA_k over the map,
 
     L = max(0, sum_k w_k A_k).
 
-Where the head is an average over the map and one dense layer W, w_k is W_k / (h w), the map is that of Zhou et al.
-(Learning Deep Features for Discriminative Localization, CVPR 2016), and its sum before the cut at 0 is the logit
-less its bias.
+If the head is global average pooling and one dense layer W, w_k is W_k / (h w), the map is the class activation map of
+Zhou et al. (Learning Deep Features for Discriminative Localization, CVPR 2016), and its sum before clipping at 0 is the
+logit minus its bias.
 
 Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization, ICCV 2017.
 """
@@ -34,10 +34,10 @@ Gradient = Callable[[list[Any], Any], list[Any]]
 
 
 def build_gradient(function: Function) -> Callable[[Sequence[np.ndarray], np.ndarray], list[np.ndarray]]:
-    """Return what computes the gradient of a weighted sum of a function's outputs with respect to its arguments.
+    """Return a function that computes the gradient of a weighted sum of `function`'s outputs by its arguments.
 
     Args:
-        function: from a list of tensors to one tensor, by Keras layers and `keras.ops` alone.
+        function: maps a list of tensors to one tensor, using only Keras layers and `keras.ops`.
 
     Returns:
         (arguments, weights) -> float32 arrays of the arguments' shapes; the weights have the output's shape.
@@ -64,8 +64,8 @@ def build_gradient(function: Function) -> Callable[[Sequence[np.ndarray], np.nda
 def _build_tensorflow(function: Function) -> Gradient:
     import tensorflow as tf
 
-    # As a graph, in which the gradients of the weights, that nobody asks for, are left out. Eagerly they are computed,
-    # too, and in TensorFlow 2.21 on a CPU that of a strided convolution ends the process (conv2d_backprop_filter).
+    # A graph leaves out the unused gradients of the weights. In eager mode they are computed, too, and on a CPU
+    # TensorFlow 2.21 crashes the process for that of a strided convolution (conv2d_backprop_filter).
     @tf.function(autograph=False)
     def gradient(tensors, weights):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -88,7 +88,7 @@ _BUILDERS: dict[str, Callable[[Function], Gradient]] = {"tensorflow": _build_ten
 BATCH_SIZE = 32
 AUTO, LAST = "auto", "last"
 FEWEST_CELLS = 7
-"""Cells of a side that a map should have at least: with fewer, one cell is larger than an eye with its brow."""
+"""Minimum number of cells per side of a map under "auto": with fewer, a cell is larger than an eye with its brow."""
 
 _POOLING = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
 
@@ -98,12 +98,12 @@ class Cam:
     """Grad-CAM of one image in one network.
 
     Attributes:
-        network: "" of a classifier that is one network; else the branch, or the member and its branch.
-        layer: whose output is looked at.
-        grid: (h, w) of that output: the map is no finer than this.
-        values: float32 [H, W], 0 or above, as large as the image, bilinear between the cells; 0 outside of the
-            part that the network sees. In logits: with one dense layer on a mean, the cells' sum is at least the
-            label's logit less its bias.
+        network: "" for a classifier of one network; else the branch, or the ensemble member and its branch.
+        layer: name of the layer whose output is the feature map.
+        grid: (h, w) of that output, the actual resolution of the map.
+        values: float32 [H, W], at least 0, of the image's size, interpolated bilinearly between the cells; 0 outside of
+            the part of the image that the network sees. The unit is logits: if the head is global average pooling
+            and one dense layer, the sum of the cells is at least the label's logit minus its bias.
     """
 
     network: str
@@ -113,24 +113,24 @@ class Cam:
 
     @property
     def scaled(self) -> np.ndarray:
-        """float32 [H, W] in 0..1, divided by its greatest value; all 0 where nothing speaks for the label."""
+        """The map divided by its maximum, float32 [H, W] in 0..1; all 0 if there is no evidence for the label."""
         most = float(self.values.max())
         return self.values / most if most > 0 else self.values
 
 
 class GradCam:
-    """What computes the maps of a classifier; each one that is made adds to the graph of its networks, so keep it.
+    """A computer of the Grad-CAM maps of a classifier. Each new one adds to the graph of its networks, so reuse it.
 
     Args:
         classifier: with at least one network: family transfer, hybrid (a map for each branch), or an ensemble
-            of such (a map for each member; members that are trees have none).
+            of these (a map for each member; members that predict with trees have none).
         feature_level: "auto", the deepest feature level with at least 7 x 7 cells, or the finest if none has them; "last",
-            the map that is pooled (where a max pooling ends the backbone, the convolution before it); or a number from 1,
-            the last map of that feature level. Earlier levels are finer and depend less on the label.
+            the final map (if a pooling layer ends the backbone, the map before it); or a number from 1, the last map of
+            that feature level. Earlier levels are finer and depend less on the label.
 
     Raises:
         ModelError: no network, or no such feature level.
-        EnvironmentProblem: a backend without gradients here.
+        EnvironmentProblem: a Keras backend for which gradients are not implemented here.
 
     Example:
         >>> [[cam]] = GradCam(classifier).compute(image[None], np.array([3]))
@@ -148,14 +148,14 @@ class GradCam:
             )
 
     def compute(self, images: np.ndarray, targets: np.ndarray) -> list[tuple[Cam, ...]]:
-        """Return for each image its map in every network.
+        """Return the maps of each image, one for every network.
 
         Args:
             images: uint8 [N, H, W] or [N, H, W, 1 or 3].
-            targets: int [N], the label that each map is about.
+            targets: int [N], index of the label to explain for each image.
 
         Raises:
-            ModelError: the images are not of that form, or a target is no label.
+            ModelError: the shape or dtype of the images is invalid, or a target is not a label's index.
         """
         labels = self._classifier.labels
         images, targets = match_channels(images, self._classifier.channels), np.asarray(targets)
@@ -174,7 +174,7 @@ class GradCam:
 
 
 def list_networks(classifier: Classifier, name: str = "") -> list[tuple[str, NetworkClassifier]]:
-    """Return (name, network) of everything in a classifier that Grad-CAM can look into."""
+    """Return (name, network) of every network in a classifier that Grad-CAM can be computed for."""
     if isinstance(classifier, EnsembleClassifier):
         return [
             pair
@@ -185,13 +185,13 @@ def list_networks(classifier: Classifier, name: str = "") -> list[tuple[str, Net
 
 
 class _NetworkView:
-    """A network, cut in two at the maps that are looked at.
+    """A network that is split in two at the feature maps of Grad-CAM.
 
     Args:
-        classifier: whose network it is.
+        classifier: the classifier of the network.
         places: (title, layer) of each map.
-        front: from preprocessed pixels to the maps.
-        back: from the maps to logits [N, C].
+        front: computes the maps from preprocessed pixels.
+        back: computes logits [N, C] from the maps.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class _NetworkView:
         self._gradient = build_gradient(back)
 
     def compute(self, images: np.ndarray, names: list[str]) -> Iterator[list[Cam]]:
-        """Yield for each map of the network the Cams of all images, each about the label of that name."""
+        """Yield, for each feature map of the network, the Cams of all images; `names` are the labels to explain."""
         labels, parts = self._classifier.labels, self._classifier.parts
         images = match_channels(images, self._classifier.channels)
         chosen = np.eye(len(labels), dtype=np.float32)[[labels.index(name) for name in names]]
@@ -226,19 +226,19 @@ class _NetworkView:
 
 
 def weigh_maps(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """Return float32 [N, h, w], the sum of the channels of float [N, h, w, K], each weighted by its mean gradient, cut at 0."""
+    """Return float32 [N, h, w]: the sum of float [N, h, w, K] over K, weighted by mean gradients and clipped at 0."""
     weights = gradients.mean(axis=(1, 2), keepdims=True)
     return np.maximum((maps * weights).sum(axis=-1), 0.0).astype(np.float32)
 
 
 def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop") -> np.ndarray:
-    """Return maps float32 [N, H, W] of cells [N, h, w]: bilinear over the part of the image that a network sees.
+    """Return cells [N, h, w] bilinearly interpolated to maps of the image, float32 [N, H, W]; 0 where it is not seen.
 
     Args:
-        cells: of the network's square.
+        cells: of the square that the network sees.
         shape: (H, W) of the image.
         crop: side of the central part of the square image that the network sees, in 0..1; None is all of it.
-        aspect: how the image became a square, see `FaceInput`. Of a padded one the padding is left out.
+        aspect: how the image was made square, see `FaceInput`. Padding is left out of the maps.
     """
     square = compute_side(*shape, aspect)
     side = square if crop is None else compute_crop_size(crop, square, square)[0]
@@ -251,14 +251,14 @@ def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | Non
 
 
 def _find_overlap(length: int, square: int, side: int) -> tuple[slice, slice]:
-    """Return where a line of an image, and where what the network sees of its square, show the same pixels.
+    """Return the overlap of an image and the part that a network sees along one axis, as slices of both.
 
     Args:
-        length: of the line.
-        square: side of the square that the image became, around the same centre.
-        side: of the central part of it that is seen.
+        length: of the image along the axis.
+        square: side of the square that the image was cropped or padded to, around the same centre.
+        side: of the central part of the square that the network sees.
     """
-    # Rounded as `make_square` and `crop_centre` round.
+    # The rounding is the same as in `make_square` and `crop_centre`.
     margin = (length - square) // 2 if length > square else -((square - length) // 2)
     start = margin + (square - side) // 2
     first, last = max(0, start), min(length, start + side)
@@ -266,7 +266,7 @@ def _find_overlap(length: int, square: int, side: int) -> tuple[slice, slice]:
 
 
 def _compute_spread(size: int, length: int) -> np.ndarray:
-    """Return float32 [length, size]: what each cell of a line counts in each pixel; rows sum to one."""
+    """Return float32 [length, size], the weight of each cell in each pixel along one axis; rows sum to one."""
     places, taps = compute_taps(size, length)
     weights = np.zeros((length, size), np.float32)
     np.add.at(weights, (np.arange(length)[:, None], places), taps)
@@ -274,7 +274,7 @@ def _compute_spread(size: int, length: int) -> np.ndarray:
 
 
 def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) -> _NetworkView:
-    """Cut a network in two at a feature level of its backbone, or of each branch."""
+    """Split a network at a feature level of its backbone, or of each branch."""
     parts, config = classifier.parts, classifier.config
     where = {"feature_level": feature_level, "image_size": parts.face_input.image_size}
 
@@ -310,17 +310,17 @@ _Cut = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]
 def _cut(
     network: keras.Model, names: Sequence[str], prefix: str = "", *, image_size: int, feature_level: str = AUTO
 ) -> _Cut:
-    """Return the name of the layer at which a backbone is cut, the network before it and the network behind it.
+    """Split a backbone at a feature level; return the layer's name and the networks before and after its output.
 
     Args:
         network: the backbone.
         names: of the layers that end its feature levels.
         prefix: of its layers' names.
-        image_size: side in pixels of what the network sees.
+        image_size: side of the network's input in pixels.
         feature_level: see `GradCam`.
 
     Raises:
-        ModelError: no such feature level, or nothing follows from it alone.
+        ModelError: no such feature level, or the output does not depend on it alone.
     """
     if feature_level == AUTO:
         return _cut_automatically(network, [_find_layer(network, prefix + name) for name in names], image_size)
@@ -345,7 +345,7 @@ def _cut(
 
 
 def _cut_automatically(network: keras.Model, layers: Sequence[keras.layers.Layer], image_size: int) -> _Cut:
-    """Cut a backbone at the deepest of its feature levels that is fine enough, else at the finest that allows it."""
+    """Split a backbone at the deepest of its feature levels that is fine enough, or else at the finest possible one."""
     shapes = keras.Model(network.inputs[0], [layer.output for layer in layers]).compute_output_shape(
         (1, image_size, image_size, 3)
     )
@@ -353,17 +353,17 @@ def _cut_automatically(network: keras.Model, layers: Sequence[keras.layers.Layer
     deepest_first = list(reversed(range(len(layers))))
     order = [*(n for n in deepest_first if fine[n]), *(n for n in range(len(layers)) if not fine[n])]
     for number in order:
-        # A level beside which other paths lead on cannot be cut at; the last one always can.
+        # A level that other paths bypass cannot be split at; the last one always can.
         with contextlib.suppress(ValueError):
             return _cut_at(network, layers[number])
     return _cut_at(network, layers[-1])
 
 
 def _cut_at(network: keras.Model, layer: keras.layers.Layer) -> _Cut:
-    """Cut a network at a layer.
+    """Split a network at a layer.
 
     Raises:
-        ValueError: of Keras, if the network's output does not follow from the layer's alone.
+        ValueError: from Keras, if the network's output does not depend on the layer's output alone.
     """
     front = keras.Model(network.inputs[0], layer.output)
     if layer.output is network.outputs[0]:
@@ -373,7 +373,7 @@ def _cut_at(network: keras.Model, layer: keras.layers.Layer) -> _Cut:
 
 
 def _find_layer(network: keras.Model, name: str) -> keras.layers.Layer:
-    """Return a layer, or the convolution before it: a pooling at the end gives a coarser map of the very same one."""
+    """Return a layer or, if it is a pooling, the layer before it, whose map is a finer version of the same."""
     layer = network.get_layer(name)
     while isinstance(layer, _POOLING):
         layer = layer.input._keras_history.operation

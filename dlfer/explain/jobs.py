@@ -1,4 +1,4 @@
-"""The two jobs of `dlfer explain`: the faces in pictures, and averages over a split of a run's data.
+"""The two jobs of `dlfer explain`: maps of the faces in pictures, and average maps over a split of a run's data.
 
 Each writes figures, arrays and a page.
 """
@@ -56,27 +56,27 @@ from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12
-"""Faces of which maps are made again with other weights."""
+"""Maximum number of faces whose maps are computed again with re-initialised weights, as a sanity check."""
 
 VIDEOS = "videos, which explain does not take"
 
 MOST_SHOWN = 60
-"""Figures that the page holds; each is some 100 KB of it."""
+"""Maximum number of figures on the page, to which each adds about 100 KB."""
 
 
 @dataclass(frozen=True)
 class ExplainJob:
-    """What is asked for.
+    """The options of `dlfer explain`.
 
     Attributes:
         model: a model's name, a run, or a folder; None: the default model.
-        out: the folder that figures, arrays and the page are written into.
-        maps: how they are made.
-        label: what the maps of pictures are about; None: each face's most probable label.
+        out: the output folder for figures, arrays and the page.
+        maps: the methods and their settings.
+        label: the label that the maps of pictures explain; None: each face's most probable label.
         faces, detector_size: see `build_cropper`.
-        per_class: of a split, at most so many faces of each label.
-        check: also whether maps change when weights are re-initialised.
-        force: whether files that are there, but for inputs and what an earlier `dlfer explain` wrote, are replaced.
+        per_class: maximum number of faces of each label, for maps of a split.
+        check: whether to check that maps change when weights are re-initialised.
+        force: whether to replace existing files that an earlier `dlfer explain` did not write; inputs never are.
     """
 
     model: str | None
@@ -96,10 +96,10 @@ class Explained:
 
     Attributes:
         name: of its figure, without .png.
-        source: the picture's name, or the id of the image.
-        number: of the face in its picture, from 1; None where it is the only one.
-        box: x0, y0, x1, y1 in the picture; None: the picture was taken for a face.
-        image: uint8 [H, W, C], as the classifier got it.
+        source: the picture's name, or the id of the image in a split.
+        number: of the face in its picture, from 1; None if it is the only one.
+        box: x0, y0, x1, y1 in the picture; None if the whole picture was used as a face.
+        image: uint8 [H, W, C], the classifier's input.
         explanation: the maps.
     """
 
@@ -112,18 +112,18 @@ class Explained:
 
 
 def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[str], None]) -> tuple[Path, int]:
-    """Explain each face in pictures; write <name>.png and <name>.npz of each, explanations.json and index.html.
+    """Explain each face in pictures; write <name>.png and <name>.npz for each, explanations.json and index.html.
 
     Args:
-        names: pictures, folders, globs, see `list_inputs`.
+        names: pictures, folders and globs, see `list_inputs`.
 
     Returns:
-        The page, and how many inputs could not be read or explained.
+        The path of the page, and the number of failures to read a picture or explain a face.
 
     Raises:
-        UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something, or no
-            face was found at all.
-        KeyboardInterrupt: after Ctrl-C, when the page of the faces until then is written.
+        UserError, ModelError, EnvironmentProblem: the job cannot start, e.g. because an output would replace a file, or
+            no face could be explained.
+        KeyboardInterrupt: after Ctrl-C, once the page of the faces explained so far is written.
     """
     tally = Tally()
     inputs = list(list_inputs(names, stdin=sys.stdin, tally=tally))
@@ -142,7 +142,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     pictures = _read_pictures(inputs, set(names), failed, tally)
     faces = _explain_faces(pictures, explain, used, failed, say=say)
     records, kept, interrupt = _write_faces(faces, job, classifier, failed, num_inputs=len(inputs))
-    # What was not read is named with the reason.
+    # `failed` lists what was not read with the reason, so the count of it is not printed.
     for line in [*(text for text in tally.describe() if not text.startswith(f"Left out, {NOT_READ}:")), *failed]:
         say(line)
     if interrupt is not None:
@@ -171,7 +171,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
 def _write_faces(
     faces: Iterator[Explained], job: ExplainJob, classifier: Classifier, failed: list[str], *, num_inputs: int
 ) -> tuple[list[dict[str, Any]], list[Explained], KeyboardInterrupt | None]:
-    """Write the figure and the arrays of each face; return their records, the first faces, and what ended the work early."""
+    """Write the figure and arrays of each face; return the records, the first faces, and an early interrupt or None."""
     records: list[dict[str, Any]] = []
     kept: list[Explained] = []
     listener = ConsoleListener()
@@ -181,7 +181,7 @@ def _write_faces(
                 if not _write_face(explained, job, classifier, failed):
                     continue
                 records.append(_describe_face(explained, classifier))
-                # Of many faces only the arrays on disk are kept.
+                # To limit memory, only the faces for the sanity check are kept.
                 kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
                 listener.finish_part("faces", len(records), max(num_inputs, len(records)))
     except KeyboardInterrupt as error:
@@ -193,22 +193,22 @@ def _write_faces(
 
 @dataclass
 class Taken:
-    """Names of figures (<name>.png, with arrays of that name beside it) in a folder that are given away; folded."""
+    """The names of figures (<name>.png, with arrays in <name>.npz) that are in use in a folder, by `fold_name`."""
 
     folder: Path
     names: set[str]
 
     def choose(self, stem: str) -> str:
-        """Return a name for a figure that no other has, and enter it."""
+        """Return an unused name for a figure, and mark it as used."""
         name = choose_name(stem, ".png", self.names, folder=self.folder, join="_")
         self.names.add(fold_name(f"{name}.png"))
         return name
 
 
 def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]) -> Taken:
-    """Check that nothing is written over an input, or over another file unless that is allowed; return the names taken.
+    """Check that no input is overwritten, nor another file unless `force` is set; return the names in use.
 
-    How many faces a picture has is not known yet: every figure that is there and could be one of these is looked at.
+    The numbers of faces are not known yet, so every existing figure whose name could be needed is checked.
     """
     check_writable(job.out, "--out")
     wanted, earlier = {fold_name(stem) for stem in stems}, _list_earlier(job.out)
@@ -223,7 +223,7 @@ def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]
 
 
 def _strip_numbers(stem: str) -> set[str]:
-    """Return what the name of a figure may have been before faces and names that meet were numbered."""
+    """Return the possible stems of a figure's name before numbers for faces and for equal names were appended."""
     name = fold_name(stem)
     return {name, *(re.sub(pattern, "", name) for pattern in (r"_\d+$", r"-\d+$", r"-\d+_\d+$"))}
 
@@ -248,11 +248,11 @@ def _explain_faces(
     *,
     say: Callable[[str], None],
 ) -> Iterator[Explained]:
-    """Yield the faces in pictures with their maps; `say` is told where there is none, `failed` gets what goes wrong."""
+    """Yield the faces in pictures with their maps; report pictures without a face by `say`, add errors to `failed`."""
     for frame in frames:
         try:
             found = explain(frame.image)
-        except Exception as error:  # of whatever part: one picture does not end the job
+        except Exception as error:  # an error of any part in one picture must not end the job
             _note(frame.name, error, failed)
             continue
         if not found:
@@ -264,14 +264,14 @@ def _explain_faces(
 
 
 def _note(name: str, error: Exception, failed: list[str]) -> None:
-    """Add to `failed` what is wrong with one picture, such as a square that it is too small for; raise what is wrong with the whole job."""
+    """Add an error of one picture to `failed`, e.g. that it is smaller than the square; raise one of the whole job."""
     if isinstance(error, DlferError) and not isinstance(error, DataError | ModelError):
         raise error
     failed.append(escape_text(f"not explained: {name}: {describe_failure(error)}"))
 
 
 def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
-    """Return what makes the maps; `say` is told where Grad-CAM has to be left out."""
+    """Return the explainer of a classifier; report by `say` if Grad-CAM has to be left out."""
     explainer = Explainer(classifier, job.maps)
     if explainer.lacks_gradcam:
         say(f"this model of family {classifier.family} has no gradients, so there are occlusion maps only, no Grad-CAM")
@@ -289,9 +289,9 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
 def _read_pictures(
     inputs: Sequence[str | BadInput], named: set[str], failed: list[str], tally: Tally
 ) -> Iterator[Frame]:
-    """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted.
+    """Yield the pictures that can be read; add the errors of the others to `failed`, and count them in `tally`.
 
-    Videos are left out: an error where they are `named`, and counted where they lie in a folder.
+    Videos are left out: those in `named` are errors, those found in a folder are only counted.
     """
     for name in inputs:
         if isinstance(name, str) and is_video(name):
@@ -310,7 +310,7 @@ def _read_pictures(
 
 
 def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
-    """Return what `check_maps` finds of some faces, or None if it was not asked for."""
+    """Return the result of `check_maps` on the first faces; None if the check was not requested."""
     if not job.check:
         return None
     some, listener = done[:MOST_CHECKED], ConsoleListener()
@@ -326,7 +326,7 @@ def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob)
 
 
 def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, failed: list[str]) -> bool:
-    """Write the figure and the arrays of one face; return whether that worked, and add to `failed` if not."""
+    """Write the figure and arrays of one face; return whether that succeeded, and add the error to `failed` if not."""
     path, explanation = job.out / f"{explained.name}.png", explained.explanation
     arrays = {name: values.astype(np.float32) for name, values in explanation.maps.items()}
     if explanation.occlusion is not None:
@@ -336,7 +336,7 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
         shown += "" if explained.number is None else f", face {explained.number}"
         write_explanation(path, explained.image, explanation, labels=classifier.labels, name=shown)
         write_npz(job.out / f"{explained.name}.npz", arrays)
-    except Exception as error:  # of whatever encoder: one picture does not end the job
+    except Exception as error:  # an error of any encoder in one picture must not end the job
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         _note(explained.source, error, failed)
@@ -345,7 +345,7 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
 
 
 def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, Any]:
-    """Return what explanations.json says of a face."""
+    """Return a face's entry in explanations.json."""
     box = explained.box
     return {
         "name": explained.name,
@@ -356,15 +356,15 @@ def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, An
 
 
 def describe_job(job: ExplainJob, folder: Path, sanity: dict | None) -> dict[str, Any]:
-    """Return what explanations.json says of how maps were made; `folder` is that of the model or its run."""
+    """Return the entries of explanations.json on how maps were made; `folder` is that of the model or its run."""
     return {"notice": NOTICE, "model": str(folder), "maps": dataclasses.asdict(job.maps), "sanity": sanity}
 
 
 def describe_model(folder: Path, classifier: Classifier) -> str:
-    """Return in a line which model is explained: its name, its run where that is known, its network and its size.
+    """Return a line on the explained model: its name, its run if that is known, its network and its image size.
 
     Args:
-        folder: of its artifact or of its run.
+        folder: the folder of its artifact or of its run.
     """
     about, config = classifier.about, classifier.config
     name = about.name or about.experiment or folder.resolve().name
@@ -379,7 +379,7 @@ def describe_model(folder: Path, classifier: Classifier) -> str:
 
 
 def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any], sanity: dict | None) -> Path:
-    """Write index.html with the figures of these names; `context` has "title", "subtitle", "reading" and "failed"."""
+    """Write index.html with the named figures; `context` has "title", "subtitle", "reading" and "failed"."""
     rest = {
         "sanity": [] if sanity is None else list_sanity_rows(sanity),
         "verdicts": [] if sanity is None else describe_sanity(sanity),
@@ -389,26 +389,26 @@ def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any]
 
 
 def _name_file(source: str, number: int | None, used: Taken) -> str:
-    """Return the name of a figure, which no other has; faces of one picture are numbered, the largest first."""
+    """Return an unused name for a face's figure: the picture's, with the face's number (from the largest) if any."""
     return used.choose(clean_name(Path(source).stem) + ("" if number is None else f"-{number}"))
 
 
 def clean_name(name: str) -> str:
-    """Return what a file can be called after a picture or a label."""
+    """Return the name of a picture or label with characters that are unsafe in file names replaced by "_"."""
     return re.sub(r"[^\w.-]+", "_", name) or "picture"
 
 
 def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
-    """Average the maps of one split of a run's data over the faces of each label, each about its own label; return the page.
+    """Average the maps of each label's faces in a split of a run's data, and return the path of the page.
 
-    Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
+    Each face's maps explain its own label. Writes average_<label>.png, averages.npz, explanations.json and index.html.
 
     Args:
         split_name: "test" or "validation"; opening a test split is logged in the run.
-        job: what is asked for; its model is a run.
+        job: the options; `job.model` is a run.
 
     Raises:
-        UserError, ModelError: the job cannot begin.
+        UserError, ModelError: the job cannot start.
     """
     run, split, classifier = _load_split(split_name, job)
     used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
@@ -456,8 +456,8 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
 
 
 def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
-    """Return a run, the named split of its data, and its classifier."""
-    folder = find_model(str(job.model))  # not the run whose name begins as that of a shipped model
+    """Return the run of a job, the named split of its data, and its classifier."""
+    folder = find_model(str(job.model))  # a shipped model takes precedence over a run whose name begins like it
     run = find_run_of(folder) or open_run(folder)
     stage = run.config().finetune
     bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
@@ -471,7 +471,7 @@ def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifie
 
 
 def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[AverageMaps], list[Explained]]:
-    """Return the averages of each label that has faces, and one face of each."""
+    """Return the average maps of each label that has faces, and one explained face of each such label."""
     labels = explainer.classifier.labels
     drawn = {
         target: draw_subset(split.take(rows), per_class, seed=0)

@@ -1,4 +1,4 @@
-"""Occlusion: cover one square of an image after another, and see where the answer changes.
+"""Occlusion maps: cover one square of an image after another, and record how the prediction changes.
 
 Source: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2.
 """
@@ -14,21 +14,21 @@ from dlfer.errors import ModelError
 
 BATCH_SIZE, BATCH_BYTES = 128, 2**26
 SQUARES_A_SIDE = 6
-"""A square is about a sixth of an image's side: 8 pixels of 48, an eye with its brow."""
+"""By default the square is a sixth of an image's shorter side: 8 of 48 pixels, the size of an eye with its brow."""
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What covering parts of one image did.
+    """The effects of covering parts of one image.
 
     Attributes:
-        sensitivity: float64 [H, W] in -1..1, by how much the target's probability falls while a pixel is covered,
-            the mean over all squares that cover it; negative where it rises.
+        sensitivity: float64 [H, W] in -1..1, the drop of the target's probability when a pixel is covered, averaged
+            over all squares that cover it; negative where the probability rises.
         flips: bool [H, W], whether any square that covers the pixel changes the most probable label.
-        probability: of the target, nothing covered.
-        predicted: index of the most probable label, nothing covered.
+        probability: of the target in the uncovered image.
+        predicted: index of the most probable label of the uncovered image.
         size, stride: of the square, in pixels of the image.
-        num_predictions: how many images were predicted.
+        num_predictions: number of images predicted, the uncovered one included.
     """
 
     sensitivity: np.ndarray
@@ -49,22 +49,22 @@ def compute_occlusion(
     stride: int | None = None,
     fill: int | str = "mean",
 ) -> Occlusion:
-    """Slide a square over the image and record what covering it does to the prediction.
+    """Slide a square over an image and record how covering a region changes the prediction.
 
     The last square of a row and of a column is moved inwards, so that every pixel is covered at least once.
-    The map shows what the classifier reacts to when it is hidden, not why; a face that the square makes
-    unlike any face of training may change the answer for that reason alone.
+    The map shows which regions change the prediction when they are hidden, not why: a partly covered face is unlike
+    all training faces, and the prediction may change for that reason alone.
 
     Args:
-        predict: uint8 [N, H, W, C] -> float [N, K], rows sum to one; a classifier's own `predict`.
+        predict: uint8 [N, H, W, C] -> float [N, K], rows sum to one; for example the method of a classifier.
         image: uint8 [H, W] or [H, W, C].
-        target: index of the label whose probability is followed.
+        target: index of the label whose probability is recorded.
         size: side of the square in pixels; by default a sixth of the shorter side.
-        stride: from one square to the next, at most `size`; by default half of it.
+        stride: distance between squares in pixels, at most `size`; by default half of it.
         fill: grey level 0..255 of the square, or "mean", the image's own mean colour.
 
     Raises:
-        ModelError: the image, the square, the fill or the target is not of that form.
+        ModelError: the image, the square, the fill or the target is invalid.
 
     Example:
         >>> occlusion = compute_occlusion(classifier.predict, image, target=3)
@@ -100,7 +100,7 @@ def _predict_covered(
     size: int,
     colour: np.ndarray,
 ) -> np.ndarray:
-    """Return float64 [1 + len(places), K]: of the image as it is, then with the square at each place."""
+    """Return probabilities, float64 [1 + len(places), K]: of the uncovered image, then of one for each square."""
     at_once = max(1, min(BATCH_SIZE, BATCH_BYTES // image.size))
     found, left = [], [None, *places]
     for start in range(0, len(left), at_once):
@@ -115,7 +115,7 @@ def _predict_covered(
 
 
 def _find_starts(length: int, size: int, stride: int) -> list[int]:
-    """Return where squares begin along a side, the last one flush with its end."""
+    """Return the start positions of the squares along a side; the last square ends at the edge of the image."""
     last = length - size
     return [*range(0, last, stride), last]
 
@@ -132,7 +132,7 @@ def _choose_square(shape: tuple[int, int], size: int | None, stride: int | None)
 
 
 def _choose_colour(image: np.ndarray, fill: int | str) -> np.ndarray:
-    """Return uint8 [C]."""
+    """Return the colour of the square, uint8 [C]."""
     if fill == "mean":
         return image.mean(axis=(0, 1)).round().astype(np.uint8)
     if isinstance(fill, str) or not 0 <= fill <= 255:
@@ -141,7 +141,7 @@ def _choose_colour(image: np.ndarray, fill: int | str) -> np.ndarray:
 
 
 def _check_image(image: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W, C]."""
+    """Return the image as uint8 [H, W, C]."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
         raise ModelError(

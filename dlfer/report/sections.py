@@ -1,7 +1,7 @@
 """Sections of a run's report beside its metrics: settings, cost, data, transfer, trees, other systems, architecture.
 
-The architecture is a table of the network's blocks and a diagram of the cascade as inline SVG. Everything comes from the
-run's records; what an earlier version did not record is left out.
+The architecture is a table of the network's blocks and a diagram of the cascade as inline SVG. Everything comes from
+the run's records; what an earlier version did not record is left out.
 """
 
 from __future__ import annotations

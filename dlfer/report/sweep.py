@@ -228,7 +228,7 @@ def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gon
 
 
 def draw_best_scores(tables: Sequence[BestTable]) -> Figure:
-    """Draw accuracy, macro precision, macro recall and macro F1 of each row as bars with intervals, a panel per table."""
+    """Draw accuracy, macro precision, recall and F1 of each row as bars with intervals, with a panel for each table."""
     width = 0.8 / len(SCORES)
     most = max(len(table.rows) for table in tables)
     room = 100 // most
