@@ -88,7 +88,7 @@ class Explanation:
 
 
 class Explainer:
-    """A computer of the maps of faces.
+    """An explainer that computes maps of faces for one classifier.
 
     Args:
         classifier: the classifier whose predictions are explained.

@@ -277,7 +277,7 @@ def _describe_numbers(title: str, explanation: Explanation) -> str:
 
 
 UNCHANGED = 0.5
-"""If the mean rank correlation of maps before and after is above this, they hardly depend on the weights."""
+"""Mean rank correlation before and after re-initialisation above which a map hardly depends on the weights."""
 
 
 def write_explanation_report(folder: Path, names: Sequence[str], context: Mapping[str, Any]) -> Path:

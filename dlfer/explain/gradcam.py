@@ -34,7 +34,7 @@ Gradient = Callable[[list[Any], Any], list[Any]]
 
 
 def build_gradient(function: Function) -> Callable[[Sequence[np.ndarray], np.ndarray], list[np.ndarray]]:
-    """Return a function that computes the gradient of a weighted sum of `function`'s outputs by its arguments.
+    """Return a function that computes the gradients of `function`'s weighted output sum with respect to its arguments.
 
     Args:
         function: maps a list of tensors to one tensor, using only Keras layers and `keras.ops`.
@@ -65,7 +65,7 @@ def _build_tensorflow(function: Function) -> Gradient:
     import tensorflow as tf
 
     # A graph leaves out the unused gradients of the weights. In eager mode they are computed, too, and on a CPU
-    # TensorFlow 2.21 crashes the process for that of a strided convolution (conv2d_backprop_filter).
+    # TensorFlow 2.21 crashes the process on that of a strided convolution (conv2d_backprop_filter).
     @tf.function(autograph=False)
     def gradient(tensors, weights):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -119,7 +119,7 @@ class Cam:
 
 
 class GradCam:
-    """A computer of the Grad-CAM maps of a classifier. Each new one adds to the graph of its networks, so reuse it.
+    """Grad-CAM for one classifier. Each instance adds to the graph of the classifier's networks, so reuse it.
 
     Args:
         classifier: with at least one network: family transfer, hybrid (a map for each branch), or an ensemble

@@ -142,7 +142,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     pictures = _read_pictures(inputs, set(names), failed, tally)
     faces = _explain_faces(pictures, explain, used, failed, say=say)
     records, kept, interrupt = _write_faces(faces, job, classifier, failed, num_inputs=len(inputs))
-    # `failed` lists what was not read with the reason, so the count of it is not printed.
+    # `failed` lists unreadable inputs with their reasons, so the tally's line about them is left out.
     for line in [*(text for text in tally.describe() if not text.startswith(f"Left out, {NOT_READ}:")), *failed]:
         say(line)
     if interrupt is not None:
@@ -248,7 +248,7 @@ def _explain_faces(
     *,
     say: Callable[[str], None],
 ) -> Iterator[Explained]:
-    """Yield the faces in pictures with their maps; report pictures without a face by `say`, add errors to `failed`."""
+    """Yield the faces in pictures with maps; report pictures without one through `say`, add errors to `failed`."""
     for frame in frames:
         try:
             found = explain(frame.image)
@@ -271,7 +271,7 @@ def _note(name: str, error: Exception, failed: list[str]) -> None:
 
 
 def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
-    """Return the explainer of a classifier; report by `say` if Grad-CAM has to be left out."""
+    """Return the explainer of a classifier; report through `say` if Grad-CAM has to be left out."""
     explainer = Explainer(classifier, job.maps)
     if explainer.lacks_gradcam:
         say(f"this model of family {classifier.family} has no gradients, so there are occlusion maps only, no Grad-CAM")

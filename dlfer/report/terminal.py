@@ -166,7 +166,7 @@ def format_comparison(comparison: ModelComparison) -> str:
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """Return "66.21 % [64.02, 68.33]"; "not defined" without a value, [–] if a reason is recorded for no interval."""
+    """Return a percentage with its 95 % interval; "not defined" without a value, [–] if only a reason is recorded."""
     if estimate.value is None:
         return "not defined"
     text = f"{100 * estimate.value:.2f} %"
