@@ -114,8 +114,8 @@ def figure_style():
 def write_figure(figure: Figure, path: Path, *, title: str, description: str) -> Path:
     """Save a figure as a PNG file, atomically; the same figure gives the same bytes.
 
-    `title` is the caption and `description` the alternative text. The file's metadata contains both, "Kind": "chart" for
-    a figure without photographs, whose colours a page may invert in dark mode, and "Legend" for names that are shown as
+    `title` is the caption and `description` the alternative text. The metadata contains both, "Kind": "chart" for a
+    figure without photographs, whose colours a page may invert in dark mode, and "Legend" for names that are shown as
     numbers because no installed font has their characters.
     """
     buffer = io.BytesIO()
