@@ -297,7 +297,7 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
 
 
 def refuse_lost_file(lost: Path, traces: Sequence[Path]) -> None:
-    """Raise ModelError if `lost`, needed to resume, is missing while a file in `traces` shows that training had begun."""
+    """Raise ModelError if `lost`, needed to resume, is missing while a file of `traces` shows that training began."""
     found = [path.name for path in traces if path.exists()]
     if found and not lost.exists():
         raise ModelError(
