@@ -90,7 +90,7 @@ class FaceInput(keras.layers.Layer):
         return compute_fused(self.preprocess, augmented)
 
     def preprocess(self, images):
-        """Return float32 [B, S, S, 3] from float32 [B, S, S, 1 or 3] in 0..255."""
+        """Apply the backbone's preprocessing to float32 [B, S, S, 1 or 3] in 0..255; return float32 [B, S, S, 3]."""
         scale, offset = self.preprocessing.compute_scale_and_offset()
         if images.shape[-1] == 1:
             # Computed on whole rows: with a last axis of three, TensorFlow takes twice as long.

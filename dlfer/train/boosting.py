@@ -4,9 +4,9 @@ Features are cached in `<runs folder>/.cache/features/<digest>.npy`. While they 
 `<digest>.partial.npy`, from which any run can continue; a file lock keeps two processes from computing the same ones.
 
 Trees are evaluated on the validation split after each epoch of rounds. The folder of the stage holds `trees.json` (all
-trees so far), `state.json` and `history.csv`, from which `grow_trees` resumes. Each epoch starts with a new booster from
-the saved trees, since XGBoost does not save its internal state (the features that the next tree draws, sums of scores);
-thus a resumed run grows the same trees. An epoch that is stopped in the middle is repeated from its start.
+trees so far), `state.json` and `history.csv`, from which `grow_trees` resumes. Each epoch starts from the saved trees
+with a new booster, since XGBoost does not save its internal state (the features that the next tree draws, sums of
+scores); thus a resumed run grows the same trees. An epoch that is stopped in the middle is repeated from its start.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
 PROBED_IMAGES, PROBED_SIDE = 64, 96
-"""Batch size, for images of this side, when computing BatchNorm's statistics: all feature maps are in memory at once."""
+"""Batch size, at this image side, for computing BatchNorm's statistics, when all feature maps are in memory at once."""
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
 # Includes .pth, so that the reader of weights refuses it with advice.
 _PUBLISHED_FILES = (".h5", ".keras", ".pth")
@@ -357,7 +357,7 @@ def _share_files(source: Path, target: Path) -> None:
 
 
 def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:
-    """Return a fingerprint of a split's contents; streamed splits are not read but identified by name, path and size."""
+    """Return a fingerprint of a split's contents; streamed ones are not read but named by path and size."""
     if isinstance(split, Split):
         images = compute_fingerprint(split)
         if split.soft_targets is None:

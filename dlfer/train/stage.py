@@ -1,6 +1,6 @@
 """Training of one stage: a network is fitted to the train split of a bundle and selected on its validation split.
 
-EF-FER1 and EF-FER2 are both such stages. The folder of a stage holds `checkpoint.npz` (replaced atomically), `best.npz`,
+EF-FER1 and EF-FER2 are both such stages. A stage's folder holds `checkpoint.npz` (replaced atomically), `best.npz`,
 `history.csv`, `milestones/<epoch>.npz` if requested, and TensorBoard logs; `train_stage` resumes from a checkpoint in
 it. In a training over several hosts, the chief begins the stages and the others follow it (`follow_chief`).
 """
