@@ -1,5 +1,5 @@
-"""Backbones, the networks and tree ensembles built on them, and the folder that a trained model is saved in.
+"""Backbones, the networks and tree ensembles built on them, and the artifact folder in which a trained model is saved.
 
-What enters are the model section of an experiment and weights. What leaves is a Keras network to train, or a `Classifier`
-that maps images to probabilities.
+The package turns the `model` section of an experiment and weights into a Keras network to train, or into a
+`Classifier` that maps images to probabilities.
 """

@@ -1,13 +1,13 @@
-"""The record of one backbone in the table, what a backbone expects of its pixels, and the backbones from keras.applications.
+"""Specifications of backbones, their preprocessing, and backbones built from keras.applications.
 
-Three things stand between an application of Keras and a backbone. Its input stage: Keras' EfficientNets start with a
-rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so two
-networks of equal shapes can be different functions; that part is cut off. Its padding: EfficientNet and
-MobileNetV2 pad before a strided convolution as the size was when they were built, and wrongly for odd sizes
-if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10), as MobileNet always does; "same"
-is the same padding, at every size, and the one that these networks were published with. Its names: InceptionV3,
-InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that Keras counts them up from one network to the next
-(conv2d, then conv2d_94); they get the names of a new process, since weights are loaded by name.
+A network of keras.applications is changed in three ways to become a backbone. Its input stage: Keras' EfficientNets
+start with a rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so
+networks of equal shapes can be different functions; it is removed. Its padding: EfficientNet and MobileNetV2 pad
+before strided convolutions for the size at build time, and wrongly for odd sizes if that was None (B3 at its own 300
+pixels then ends at 9x9, not at 10x10), as MobileNet always does; it is replaced by "same", the padding that these
+networks were published with. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so
+that Keras numbers them by the networks built before (conv2d, then conv2d_94); they get the names of a new process,
+since weights are loaded by name.
 
 Keras is imported only where a network is built.
 """
@@ -39,12 +39,12 @@ PACKAGED_WEIGHTS = f"With dlfer come the ImageNet weights of efficientnet_{IMAGE
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a backbone expects of its pixels: ((x * scale) - mean) / std, channel by channel.
+    """The preprocessing that a backbone expects of its pixels: ((x * scale) - mean) / std for each channel.
 
     Attributes:
         scale: factor of the pixels (0..255).
-        mean, std: in units of the scaled pixels, in the order of `channels`.
-        channels: "rgb" or "bgr".
+        mean, std: of the scaled pixels, in the order of `channels`.
+        channels: channel order, "rgb" or "bgr".
     """
 
     scale: float = 1 / 255
@@ -53,54 +53,54 @@ class Preprocessing:
     channels: str = "rgb"
 
     def compute_scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return float32 [3] factor and summand that do the same in one step."""
+        """Return the equivalent factor and offset of each channel, both float32 [3]."""
         std = np.asarray(self.std, np.float64)
         return (self.scale / std).astype(np.float32), (-np.asarray(self.mean) / std).astype(np.float32)
 
     def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
+        """Return the fields as JSON-serialisable values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-# torchvision's, DenseNet's, ConvNeXt's and most EfficientNets': 0..1, then ImageNet's mean and deviation.
+# For torchvision, DenseNet, ConvNeXt and most EfficientNets: 0..1, then ImageNet's mean and standard deviation.
 TORCH_INPUT = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 EFFICIENTNET_INPUT = TORCH_INPUT
-# EfficientNet-Lite's.
+# For EfficientNet-Lite.
 LITE_INPUT = Preprocessing(scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
-# Caffe's, of VGG, Keras' ResNets and MobileNet from VGGFace2: BGR in 0..255 less the mean pixel of ImageNet.
+# For VGG, Keras' ResNets and MobileNet from VGGFace2, as in Caffe: BGR in 0..255 minus the mean pixel of ImageNet.
 CAFFE_INPUT = Preprocessing(scale=1.0, mean=(103.939, 116.779, 123.68), channels="bgr")
-# The Inceptions', Xception's and the MobileNets': -1..1.
+# For the Inception networks, Xception and the MobileNets: -1..1.
 SIGNED_INPUT = Preprocessing(scale=1 / 127.5, mean=(1.0,) * 3)
-# EfficientNetV2-S's, as Keras has it: not quite -1..1.
+# For EfficientNetV2-S in Keras: not quite -1..1.
 EFFICIENTNET_V2_S_INPUT = Preprocessing(scale=1 / 128, mean=(1.0,) * 3)
 
-# 0..1, whatever the backbone.
+# For any backbone, under `pixel_scaling: divide_by_255`: 0..1.
 UNIT_INPUT = Preprocessing()
 
 
 def choose_preprocessing(own: Preprocessing, pixel_scaling: str) -> Preprocessing:
-    """Return what `model.pixel_scaling` says: a backbone's own preprocessing, x / 255, or Caffe's."""
+    """Return the preprocessing for `model.pixel_scaling`: the backbone's own, x / 255, or Caffe's."""
     return {"backbone": own, "divide_by_255": UNIT_INPUT, "caffe": CAFFE_INPUT}[pixel_scaling]
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One row of the table.
+    """The specification of a backbone: an entry of the table of backbones.
 
     Attributes:
-        name: as in `dlfer.config.names.BACKBONES`.
-        image_size: side in pixels that its authors trained it at.
-        num_parameters_without_top: of the network that `build` gives, BatchNorm's moving statistics included.
-        build: makes the network with random weights; takes the name of the stem.
-        preprocessing: what its pixels must look like.
-        stages: names of the layers whose outputs are the last feature maps of each resolution, from the
-            image on; the last one is the network's output.
-        min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
-        load: sets published weights or those of a file: (backbone, weights_file or None); None if neither can be had.
-        weights: names of published weights that can be asked for; those beside imagenet need a file.
+        name: a name in `dlfer.config.names.BACKBONES`.
+        image_size: side in pixels of the images that its authors trained it on.
+        num_parameters_without_top: number of parameters of the built network, including BatchNorm's moving statistics.
+        build: function that takes the name of the stem and builds the network with random weights.
+        preprocessing: the preprocessing that its published weights expect.
+        stages: names of the layers whose outputs are the last feature maps of each resolution, ordered from the
+            input; the last one is the network's output.
+        min_image_size: smallest side in pixels with a feature map of at least 1x1 for every stem.
+        load: function (backbone, weights_file or None) that loads published weights or a file; None: files only.
+        weights: names of its published weights; all but imagenet need a file.
         is_packaged: whether the published weights come with dlfer.
-        stems: what the first layers may be: "imagenet" as published, "small" for small images.
-        auxiliary: names of the layers behind which auxiliary classifiers branch off in training.
+        stems: variants of its first layers: "imagenet" as published, "small" for small images.
+        auxiliary: names of the layers whose outputs auxiliary heads classify in training.
         note: one line for `dlfer show backbones`.
     """
 
@@ -120,13 +120,13 @@ class BackboneSpec:
 
 
 def name_blocks(last_blocks: str) -> tuple[str, ...]:
-    """Return the layers that end blocks "1a 2b 3b 5c" and the last one; a block that stands alone has no addition."""
+    """Return the last layers of blocks like "1a 2b 3b 5c", and of the network; "a" blocks have no residual addition."""
     ends = [f"block{block}_{'project_bn' if block.endswith('a') else 'add'}" for block in last_blocks.split()]
     return (*ends, "top_activation")
 
 
 def name_residual_blocks(repeats: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the layers that end the stages of a ResNet with so many blocks in each."""
+    """Return the names of the last layers of a ResNet's stem and stages, which have `repeats` blocks."""
     ends = (f"conv{stage}_block{num_blocks}_out" for stage, num_blocks in enumerate(repeats, start=2))
     return ("conv1_relu", *ends)
 
@@ -146,14 +146,14 @@ def describe_keras(
     weights: tuple[str, ...] = ("imagenet",),
     **others,
 ) -> BackboneSpec:
-    """Return the record of a network of keras.applications.
+    """Return the specification of a network of keras.applications.
 
     Args:
         name, stages: see `BackboneSpec`.
         application: its name in keras.applications.
-        preprocessing: what its published ImageNet weights were trained with.
-        weights: names of its published weights, imagenet among them.
-        others: fields of `BackboneSpec`.
+        preprocessing: the preprocessing with which its published ImageNet weights were trained.
+        weights: names of its published weights, including imagenet.
+        others: other fields of `BackboneSpec`.
     """
     return BackboneSpec(
         name=name,
@@ -167,7 +167,7 @@ def describe_keras(
 
 
 def describe_efficientnet(variant: str, image_size: int, num_parameters: int, last_blocks: str) -> BackboneSpec:
-    """Return the record of an EfficientNet; `last_blocks` are those that end a resolution: "1a 2b 3b 5c"."""
+    """Return the specification of an EfficientNet; `last_blocks` are the last of each resolution: "1a 2b 3b 5c"."""
     return describe_keras(
         f"efficientnet_{variant}",
         f"EfficientNet{variant.upper()}",
@@ -182,9 +182,9 @@ def describe_efficientnet(variant: str, image_size: int, num_parameters: int, la
 def describe_efficientnet_v2(
     variant: str, image_size: int, num_parameters: int, last_blocks: str, *, preprocessing: Preprocessing
 ) -> BackboneSpec:
-    """Return the record of an EfficientNetV2; `last_blocks` are those that end a resolution: "1a 2b 3b 5e"."""
+    """Return the specification of an EfficientNetV2; `last_blocks` are the last of each resolution: "1a 2b 3b 5e"."""
     stages = name_blocks(last_blocks)
-    # Its first block has no expansion, and its only convolution is called a projection with an activation.
+    # Its first block has no expansion; its only convolution is named a projection and has an activation.
     stages = tuple("block1a_project_activation" if name == "block1a_project_bn" else name for name in stages)
     return describe_keras(
         f"efficientnet_v2_{variant}",
@@ -198,7 +198,7 @@ def describe_efficientnet_v2(
 
 
 def describe_resnet(name: str, num_parameters: int, repeats: tuple[int, ...]) -> BackboneSpec:
-    """Return the record of a ResNet of bottleneck blocks, `repeats` in each stage."""
+    """Return the specification of a ResNet with `repeats` bottleneck blocks in its stages."""
     return describe_keras(
         name,
         name.replace("resnet", "ResNet"),
@@ -211,10 +211,10 @@ def describe_resnet(name: str, num_parameters: int, repeats: tuple[int, ...]) ->
 
 
 def build_application(application: str) -> keras.Model:
-    """Build a network of keras.applications with random weights, without top and input stage, for any size.
+    """Build a network of keras.applications for any image size, without top and input stage, with random weights.
 
     Args:
-        application: its name there, "ResNet50" for example.
+        application: its name in keras.applications, for example "ResNet50".
 
     Returns:
         A model named "backbone" from preprocessed images float [B, S, S, 3] to the feature map [B, s, s, F].
@@ -233,17 +233,17 @@ def build_application(application: str) -> keras.Model:
 def load_application_weights(
     application: str, backbone: keras.Model, weights_file: str | None = None, *, preprocessing: Preprocessing
 ) -> None:
-    """Set the ImageNet weights that Keras publishes, layer by layer; every weight gets its value or this raises.
+    """Load the ImageNet weights that Keras publishes into every layer of a backbone.
 
     Args:
         application: its name in keras.applications.
-        backbone: as `build_application` gave it.
-        preprocessing: what is done to the pixels before; held against the input stage in the file, if it has one.
-        weights_file: a local copy of Keras' file without top; null downloads it.
+        backbone: a backbone from `build_application`.
+        preprocessing: the preprocessing of its pixels; compared with the input stage in the file, if it has one.
+        weights_file: a local copy of Keras' file without top; None downloads it.
 
     Raises:
-        ModelError: the file cannot be had or does not hold the weights of this network.
-        TransferError: the file's input stage is not `preprocessing`, or its layers are not the backbone's.
+        ModelError: the file cannot be obtained or does not hold the weights of this network.
+        TransferError: the file's input stage is not `preprocessing`, or its layers are not those of the backbone.
     """
     where = weights_file or "the downloaded file"
     if weights_file is None:
@@ -263,7 +263,7 @@ def load_application_weights(
 
 
 def has_input_stage(application: str) -> bool:
-    """Tell whether Keras builds a rescaling into this network that no argument leaves out."""
+    """Return whether Keras builds a rescaling into this network that no argument disables."""
     return re.fullmatch(r"EfficientNetB\d", application) is not None
 
 
@@ -271,13 +271,13 @@ def _make_application(application: str, *, weights: str | None) -> keras.Model:
     import keras
 
     make: Callable = getattr(keras.applications, application)
-    # These two take an argument that leaves their input stage out.
+    # Only these have an argument that omits the input stage.
     options = {"include_preprocessing": False} if application.startswith(("EfficientNetV2", "ConvNeXt")) else {}
     return make(weights=weights, include_top=False, input_shape=(None, None, 3), **options)
 
 
 def _download_application(application: str) -> keras.Model:
-    # Keras raises a bare Exception where a download fails.
+    # Keras raises a plain Exception if a download fails.
     try:
         return _make_application(application, weights="imagenet")
     except Exception as error:
@@ -289,7 +289,7 @@ def _download_application(application: str) -> keras.Model:
 
 
 def _name_counted_layers(network: keras.Model) -> dict[str, str]:
-    """Return the names that counted layers have in a fresh process: conv2d, conv2d_1, ..."""
+    """Map the names of automatically numbered layers to their names in a new process: conv2d, conv2d_1, ..."""
     counted = sorted(
         (match[1], int((match[2] or "_0")[1:]), layer.name)
         for layer in network.operations
@@ -302,11 +302,11 @@ def _name_counted_layers(network: keras.Model) -> dict[str, str]:
 
 
 def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
-    """Return a copy of the network, named as in a fresh process, that does not depend on what was cut off.
+    """Return a copy of the network with the layer names of a new process, independent of layers that were cut off.
 
     Args:
-        network: its weights are not copied.
-        same_padding: let strided convolutions pad by themselves, "same", instead of the layer before them.
+        network: the network to copy; its weights are not copied.
+        same_padding: whether convolutions get the padding "same" in place of separate padding layers.
     """
     import keras
     from keras import layers
@@ -316,7 +316,7 @@ def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
     def make_anew(layer: keras.Operation) -> layers.Layer:
         name = names.get(layer.name, layer.name)
         if not isinstance(layer, layers.Layer):
-            # ConvNeXt adds its residuals by a bare operation, whose output no name finds.
+            # ConvNeXt adds residuals with a plain operation, which cannot be found by name like a layer.
             return layers.Add(name=name)
         if same_padding and isinstance(layer, layers.ZeroPadding2D):
             return layers.Identity(name=name, dtype=layer.dtype_policy.name)
@@ -332,7 +332,7 @@ def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
 
 
 def _copy_weights(network: keras.Model, backbone: keras.Model, where: str) -> None:
-    """Set each layer of the backbone to the weights of the layer of its name; raise before the first, or not at all."""
+    """Copy the weights of each layer by name; raise TransferError before the first copy if any layer does not match."""
     import keras
 
     names = _name_counted_layers(network)
@@ -358,14 +358,14 @@ def _copy_weights(network: keras.Model, backbone: keras.Model, where: str) -> No
 
 
 def _check_input_stage(network: keras.Model, preprocessing: Preprocessing, where: str) -> None:
-    """Raise TransferError unless the file's normalisation is the one that `preprocessing` applies.
+    """Raise TransferError unless the file's normalisation layer has the mean and std of `preprocessing`.
 
-    The file's variances hold standard deviations (a slip that Keras fixes by the extra rescaling by
-    1/sqrt(std) that it adds for "imagenet"), so mean and these two numbers are all there is to check.
+    The file stores standard deviations as variances, a mistake that Keras corrects by the extra rescaling by
+    1/sqrt(std) for "imagenet"; so its "variance" is compared with `std`.
     """
     import keras
 
-    # By its class: its name counts up with every network of the process.
+    # Found by its class, since Keras numbers its name by the networks built in the process.
     normalization = next(layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
     mean, variance = normalization.get_weights()[:2]
     mean, variance = np.ravel(mean), np.ravel(variance)

@@ -1,7 +1,7 @@
-"""The table of backbones: one record each, built in one way whatever weights follow.
+"""The table of backbones, each built in the same way for all of its weights.
 
-A backbone is a Keras model from preprocessed images [B, S, S, 3] (any S) to a feature map, without
-top and without preprocessing, which stands once, in its record.
+A backbone is a Keras model from preprocessed images [B, S, S, 3] (any S) to a feature map, without top and without
+preprocessing, which is defined only in its specification.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _build_googlenet(stem: str) -> keras.Model:
 def _describe_basic_resnet(
     name: str, num_parameters: int, repeats: tuple[int, ...], *, widths=(64, 128, 256, 512), note: str
 ) -> BackboneSpec:
-    """Return the record of a ResNet of basic blocks, `repeats` in each stage."""
+    """Return the specification of a ResNet with `repeats` basic blocks in its stages."""
 
     def build(stem: str) -> keras.Model:
         from dlfer.model.paper_backbones import build_basic_resnet
@@ -99,7 +99,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         describe_resnet("resnet50", 23_587_712, (3, 4, 6, 3)),
         describe_resnet("resnet101", 42_658_176, (3, 4, 23, 3)),
         describe_resnet("resnet152", 58_370_944, (3, 8, 36, 3)),
-        # At least 16 channels: below, oneDNN's gradient of a strided 1x1 filter writes past its buffer.
+        # At least 16 channels: with fewer, oneDNN's gradient of a strided 1x1 filter writes past its buffer.
         _describe_basic_resnet(
             "resnet_nano",
             85_040,
@@ -224,10 +224,10 @@ BACKBONES: dict[str, BackboneSpec] = {
 
 
 def find_backbone(name: str) -> BackboneSpec:
-    """Return the named row of the table.
+    """Return the specification of the named backbone.
 
     Raises:
-        ModelError: the name is not in the table.
+        ModelError: the name is not in the table of backbones.
     """
     if name not in BACKBONES:
         raise ModelError(f"model.backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.")
@@ -235,11 +235,11 @@ def find_backbone(name: str) -> BackboneSpec:
 
 
 def list_levels(name: str, feature_level: int | None = None) -> tuple[str, ...]:
-    """Return the layers that end the feature levels of a backbone, from the image on, up to one of them.
+    """Return the last layers of a backbone's feature levels, ordered from the input.
 
     Args:
-        name: in the table.
-        feature_level: the last, counted from 1; None: all.
+        name: name of the backbone.
+        feature_level: number of the last level to return, from 1; None returns all.
 
     Raises:
         ModelError: the name is not in the table, or the backbone has no such level.
@@ -258,11 +258,11 @@ def list_levels(name: str, feature_level: int | None = None) -> tuple[str, ...]:
 
 
 def build_backbone(name: str, *, stem: str = "imagenet", feature_level: int | None = None) -> keras.Model:
-    """Build the named backbone with random weights; it takes images of any size.
+    """Build the named backbone with random weights, for images of any size.
 
     Args:
-        stem: "imagenet", as published, or "small", where the backbone has one.
-        feature_level: after which it ends, counted from 1; None: the whole backbone.
+        stem: "imagenet", as published, or "small", if the backbone has one.
+        feature_level: feature level at which it ends, from 1; None builds the whole backbone.
 
     Returns:
         A Keras model named "backbone": float [B, S, S, 3], preprocessed -> float [B, s, s, F].
@@ -288,16 +288,16 @@ def build_backbone(name: str, *, stem: str = "imagenet", feature_level: int | No
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:
-    """Set the published ImageNet weights of `name` on `backbone`; return where they came from, in words.
+    """Load the published ImageNet weights of a backbone, or those of a file; return a description of their source.
 
     Args:
-        backbone: as `build_backbone(name)` gives it, with the published stem.
-        weights_file: a local copy of the published file, or a file of one's own; null downloads the published one
-            (keras.applications) or takes the one that comes with dlfer (Lite2).
+        backbone: the backbone from `build_backbone(name)`, with the published stem.
+        weights_file: a local copy of the published file, or one's own; None downloads the published one
+            (keras.applications) or loads the one that comes with dlfer (Lite2).
 
     Raises:
-        ModelError: no weights can be had under that name, or the file does not fit.
-        TransferError: the network in the file is another function.
+        ModelError: the backbone has no published weights, or the file does not match it.
+        TransferError: the layers or the input stage in the file are not those of the backbone.
     """
     spec = find_backbone(name)
     if spec.load is not None:

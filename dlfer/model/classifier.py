@@ -1,7 +1,7 @@
-"""What every trained classifier is: labels, an input contract, probabilities; and its folder on disk.
+"""Base classes of trained classifiers, and their artifact folders.
 
-`artifact.json` says how the classifier is built and holds the sha256 of each other file; nothing in the
-folder is code, and nothing is unpickled.
+`artifact.json` describes how the classifier is built and holds the sha256 of every other file. The folder contains no
+code, and nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dlfer.runs.find import ARTIFACT_FILE, read_about
 from dlfer.runs.records import About, ArtifactRecord, OnnxRecord, Temperature
 
 _FAMILIES: dict[str, type[Classifier]] = {}
-"""Name of a family -> its class, which enters itself here when its module is imported."""
+"""Classes of the families by name; a class registers itself when its module is imported."""
 
 
 class Classifier(PictureModel):
@@ -36,19 +36,19 @@ class Classifier(PictureModel):
 
     Args:
         labels: names of the classes, in the order of the outputs.
-        config: how it was built.
-        channels: of the images it was trained on, 1 (grey) or 3 (RGB); others are converted.
-        image_size: side in pixels of the square that its network sees.
-        temperature_fit: the temperature and what it was fitted on; None where none was fitted.
+        config: the section `model` from which it was built.
+        channels: channels of the images it was trained on, 1 (grey) or 3 (RGB); other images are converted.
+        image_size: side in pixels of the square input of its network.
+        temperature_fit: the temperature and what it was fitted on; None if none was fitted.
     """
 
     family: ClassVar[str]
     network: keras.Model | None = None
-    """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
+    """Network from uint8 [B, H, W, channels] to activated outputs [B, C]; None if it is not a single network."""
     aspect: str = "crop"
-    """How it makes squares of images that are not: "crop" or "pad", see `dlfer.data.images.make_square`."""
+    """How images that are not square are made square: "crop" or "pad", see `dlfer.data.images.make_square`."""
     about: About = About()
-    """What its artifact says of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
+    """What its artifact records of its training: experiment, protocol, faces, ...; empty unless it was loaded."""
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):
@@ -71,20 +71,20 @@ class Classifier(PictureModel):
 
     @abstractmethod
     def write_files(self, folder: Path) -> tuple[str, ...]:
-        """Write what was learned into `folder`; return the names of the files, relative to it."""
+        """Write the trained parameters to `folder`; return the names of the files, relative to it."""
 
     @classmethod
     @abstractmethod
     def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
-        """Return the names of the files that `read_files` opens, as they stand in the manifest."""
+        """Return the names of the files that `read_files` opens, as in the hashes of artifact.json."""
 
     @classmethod
     @abstractmethod
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
-        """Return the classifier whose files, checked already, stand in `folder`; `record` is its artifact.json."""
+        """Read a classifier from `folder`, whose files have been verified; `record` is its artifact.json."""
 
     def describe(self) -> dict:
-        """Return what the family adds to artifact.json, which `read_files` gets back."""
+        """Return the entries that the family adds to artifact.json, for `read_files`."""
         return {}
 
     def save(
@@ -94,12 +94,12 @@ class Classifier(PictureModel):
         about: About | None = None,
         write_onnx: Callable[[Classifier, Path], OnnxRecord | str] | None = None,
     ) -> None:
-        """Write the artifact into `folder`.
+        """Write the artifact to `folder`.
 
         Args:
-            folder: is made where it is not there.
-            about: kept with it (experiment, protocol, ...).
-            write_onnx: writes the ONNX file of a classifier into a folder; returns its description, or why there is none.
+            folder: the target folder; created if it does not exist.
+            about: facts about the training to store with it (experiment, protocol, ...).
+            write_onnx: writes a classifier's ONNX file to a folder; returns its record, or why there is none.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +134,10 @@ class Classifier(PictureModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote; every file is held against its sha256 before one of them is parsed.
+        """Load a classifier that `save` wrote, after comparing the sha256 of every file.
 
         Raises:
-            ModelError: a file is absent, of another format, or was changed.
+            ModelError: a file is missing, of another format, or was changed.
         """
         folder = Path(folder)
         record = read_artifact_record(folder)
@@ -149,11 +149,11 @@ class Classifier(PictureModel):
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Load the classifier in an artifact folder, of whatever family it is.
+    """Load the classifier of any family from an artifact folder.
 
     Raises:
-        ModelError: there is none, it is damaged, or the module of its family was not imported (`dlfer.model.families`
-            imports all of them).
+        ModelError: there is no artifact, it is damaged, or the module of its family was not imported
+            (`dlfer.model.families` imports all of them).
     """
     family = read_artifact_record(folder).family
     if family not in _FAMILIES:
@@ -162,15 +162,15 @@ def load_classifier(folder: Path) -> Classifier:
 
 
 def list_families() -> dict[str, type[Classifier]]:
-    """Return the classes of the families whose modules have been imported, by name, in the order of the schema."""
+    """Return the classes of the families whose modules have been imported, by name, ordered as `names.FAMILIES`."""
     return {name: _FAMILIES[name] for name in names.FAMILIES if name in _FAMILIES}
 
 
 def read_model_config(record: ArtifactRecord) -> ModelConfig:
-    """Return the section `model` that an artifact was built by.
+    """Return the section `model` from which the classifier of an artifact was built.
 
     Raises:
-        ModelError: it is none that this version builds.
+        ModelError: the section is not valid in this version of dlfer.
     """
     try:
         return ModelConfig.model_validate_json(json.dumps(record.model))
@@ -181,7 +181,7 @@ def read_model_config(record: ArtifactRecord) -> ModelConfig:
 
 
 def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> TransferNetwork:
-    """Return the network that an artifact was trained with, with random weights."""
+    """Build the network of an artifact, with random weights."""
     given = record.input
     return build_transfer_network(
         config,
@@ -197,11 +197,11 @@ WEIGHTS_FILE = "network.weights.h5"
 
 
 class BackboneClassifier(Classifier):
-    """A classifier that looks at images through the input stage and the backbone of a network.
+    """A classifier that uses the input layer and the backbone of a network.
 
     Args:
-        network: with its trained weights.
-        labels, config, channels, temperature_fit: as `Classifier` has them.
+        network: the network, with its trained weights.
+        labels, config, channels, temperature_fit: see `Classifier`.
     """
 
     def __init__(
@@ -221,30 +221,30 @@ class BackboneClassifier(Classifier):
 
 
 class NetworkClassifier(BackboneClassifier):
-    """A trained network that takes uint8 images of any size."""
+    """A classifier that consists of a single trained network."""
 
     @property
     def network(self) -> keras.Model:
-        """uint8 [B, H, W, channels] to activated outputs [B, C]."""
+        """Network from uint8 [B, H, W, channels] to activated outputs [B, C]."""
         return self.parts.model
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one."""
+        """Return the probabilities, float32 [N, C], whose rows sum to one."""
         return predict_probabilities(self.network, images, batch_size=batch_size)
 
     def write_files(self, folder: Path) -> tuple[str, ...]:
-        """Write the weights."""
+        """Write the weights; return the name of their file."""
         save_weights(self.network, folder / WEIGHTS_FILE)
         return (WEIGHTS_FILE,)
 
     @classmethod
     def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
-        """Return the name of the weights."""
+        """Return the name of the weights file."""
         return (WEIGHTS_FILE,)
 
     @classmethod
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
-        """Build the network and set its weights."""
+        """Build the network and load its weights."""
         config = read_model_config(record)
         network = build_recorded_network(config, record)
         load_weights(network.model, folder / WEIGHTS_FILE)
@@ -258,12 +258,12 @@ class NetworkClassifier(BackboneClassifier):
 
 
 class TransferClassifier(NetworkClassifier):
-    """One backbone, pooled, with a dense head."""
+    """A network of one backbone, pooling and a dense head."""
 
     family = "transfer"
 
 
 class HybridClassifier(NetworkClassifier):
-    """Several backbones whose features are fused, with a dense head."""
+    """A network of several backbones, whose features are fused, and a dense head."""
 
     family = "hybrid"

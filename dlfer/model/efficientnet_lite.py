@@ -1,7 +1,7 @@
 """EfficientNet-Lite backbones, and the ImageNet weights of Lite2 that come with dlfer (weights/README.md).
 
-EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6 for swish. Its stem
-and head keep their width, its first and last stage keep their depth.
+EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6 instead of swish. Scaling does not
+change the width of its stem and head and the depth of its first and last stages.
 
 Source: Tan and Le, EfficientNet, ICML 2019; tensorflow/tpu, models/official/efficientnet/lite.
 """
@@ -31,17 +31,17 @@ EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 
 @dataclass(frozen=True)
 class LiteSpec:
-    """Sizes of one variant.
+    """The sizes and initialisation of one variant.
 
     Attributes:
-        stem: filters of the first convolution.
-        widths: filters of the seven stages.
-        repeats: blocks of the seven stages.
-        head: filters of the last convolution, the number of features.
-        num_parameters: parameters without top, moving statistics included.
-        norm_momentum: of BatchNorm's moving statistics; 0.99 needs some hundred steps to settle, more
-            than a test has.
-        variance_by: what kernels are initialised by: "average" of inputs and outputs (Glorot), or "outputs", as published.
+        stem: number of filters of the first convolution.
+        widths: numbers of filters of the seven stages.
+        repeats: numbers of blocks of the seven stages.
+        head: number of filters of the last convolution, which is the number of features.
+        num_parameters: number of parameters without top, including moving statistics.
+        norm_momentum: momentum of BatchNorm's moving statistics; with 0.99 they need some hundred steps to settle,
+            more than a test has.
+        variance_by: fan of the kernel initialiser: "average" of inputs and outputs (Glorot), or "outputs" (published).
     """
 
     stem: int
@@ -75,7 +75,7 @@ VARIANTS = {
         head=1280,
         num_parameters=4_869_168,
     ),
-    # Of our own making, for tests and the demo: it learns in seconds and is no published network.
+    # Not a published network: our own, for tests and the demo, which learns in seconds.
     "nano": LiteSpec(
         stem=8,
         widths=(8, 12, 16, 24, 32, 48, 64),
@@ -89,7 +89,7 @@ VARIANTS = {
 
 
 def describe_lite(variant: str, image_size: int, last_blocks: str, **others) -> BackboneSpec:
-    """Return the record of an EfficientNet-Lite; `last_blocks` are those that end a resolution: "1a 2b 3b 5c"."""
+    """Return the specification of a Lite variant; `last_blocks` are the last ones of each resolution: "1a 2b 3b 5c"."""
     return BackboneSpec(
         name=f"efficientnet_{variant}",
         image_size=image_size,
@@ -107,22 +107,21 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """Build an EfficientNet-Lite without its top, with random weights.
 
-    Layers are named as in keras.applications' EfficientNet. Kernels are initialised by Glorot's rule, since with the published
-    one, a variance over the outputs, a short training by Adam from random weights learns more slowly
-    (results/random_start.md).
+    Layers are named as in keras.applications' EfficientNet. Kernels of all variants but "nano" have Glorot's
+    initialisation: with the published one, whose variance depends on the fan-out only, short trainings with Adam from
+    random weights learn more slowly (results/random_start.md).
 
     Args:
         variant: a key of VARIANTS.
         image_size: side of the square input in pixels, or None for any; padding is "same" at every size.
-        drop_connect_rate: probability in training that the last block is skipped; that of earlier
-            blocks rises linearly from 0.
+        drop_connect_rate: block i (from 0) of n is skipped in training with the probability drop_connect_rate * i / n.
 
     Returns:
         A model from float [N, S, S, 3], preprocessed by (x - 127) / 128, to the feature map
         [N, s, s, head] after ReLU6 (values 0..6), with s = S / 32, rounded up at each halving.
 
     Raises:
-        ModelError: no such variant.
+        ModelError: there is no such variant.
     """
     import keras
 
@@ -158,7 +157,7 @@ def build_efficientnet_lite(
 def _add_block(
     inputs: keras.KerasTensor, width: int, *, stage: int, strides: int, drop_rate: float, by: str, name: str
 ) -> keras.KerasTensor:
-    """Add an inverted bottleneck: expand, depthwise convolution, project, and the way round."""
+    """Add an inverted bottleneck: expansion, depthwise convolution, projection, and a shortcut where shapes allow."""
     from keras import layers
 
     x = inputs
@@ -208,7 +207,7 @@ def _normalise(x: keras.KerasTensor, *, name: str, activation: str | None = None
 
 
 def _make_initializer(by: str) -> keras.initializers.Initializer:
-    """Return what kernels are drawn from: a variance of 2 over the outputs, or Glorot's over inputs and outputs."""
+    """Return the kernel initialiser: Glorot's for "average", else a normal distribution of variance 2 / fan-out."""
     import keras
 
     if by == "average":
@@ -219,15 +218,15 @@ def _make_initializer(by: str) -> keras.initializers.Initializer:
 IMAGENET_FILE = Path(__file__).parent / "weights" / f"efficientnet_{IMAGENET_VARIANT}.weights.h5"
 FILE_SHA256 = "1f102629125dada1f156575eac3c2da3d77f197c18c404c1dc9ca33572753228"
 WEIGHTS_SHA256 = "ffc8eed3ea058a8cc30dd8ff8751eafbc408702955e0f917ef283116ae2a71da"
-"""Of names, shapes and float32 values of the weights in the network, by `compute_digest`."""
+"""`compute_digest` of the network with the released weights: of their names, shapes and float32 values."""
 
 
 def load_lite_weights(variant: str, backbone: keras.Model, weights_file: str | None = None) -> None:
-    """Set the weights of an EfficientNet-Lite: the ImageNet weights that come with dlfer, or those of a file.
+    """Load the weights of an EfficientNet-Lite: the ImageNet weights that come with dlfer, or those of a file.
 
     Args:
-        variant: a key of VARIANTS; the ImageNet weights are those of lite2.
-        weights_file: a .weights.h5, .h5 or .keras of the backbone alone; None takes the ImageNet weights.
+        variant: a key of VARIANTS; ImageNet weights exist for lite2 only.
+        weights_file: a .weights.h5, .h5 or .keras of the backbone alone; None loads the ImageNet weights.
 
     Raises:
         ModelError: the variant has no ImageNet weights, or the file is missing, damaged or of another network.
@@ -245,13 +244,13 @@ def load_lite_weights(variant: str, backbone: keras.Model, weights_file: str | N
 
 
 def load_imagenet_weights(backbone: keras.Model, file: Path = IMAGENET_FILE) -> None:
-    """Set the ImageNet weights of EfficientNet-Lite2 and compare every name, shape and value with the released ones.
+    """Load the ImageNet weights of EfficientNet-Lite2 and verify all names, shapes and values by their hash.
 
     Args:
-        backbone: what `build_efficientnet_lite("lite2", ...)` gave; unchanged if the file is not the released one.
+        backbone: a network from `build_efficientnet_lite("lite2", ...)`; unchanged if the file is not the released one.
 
     Raises:
-        ModelError: the file is missing, damaged or altered, or its weights did not reach the layers of their names.
+        ModelError: the file is missing, damaged or altered, or its weights were not loaded into the right layers.
     """
     try:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -274,7 +273,7 @@ def load_imagenet_weights(backbone: keras.Model, file: Path = IMAGENET_FILE) -> 
 
 
 def compute_digest(backbone: keras.Model) -> str:
-    """Return the SHA-256 (hex) of the weights: "layer/weight", shape and little-endian float32 values of each, by name."""
+    """Return the SHA-256 (hex) of all weights, sorted by name: "layer/weight", shape, little-endian float32 values."""
     weights = {f"{layer.name}/{weight.name}": weight for layer in backbone.layers for weight in layer.weights}
     digest = hashlib.sha256()
     for name in sorted(weights):

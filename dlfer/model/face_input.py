@@ -1,11 +1,11 @@
-"""From uint8 images of any size to what the backbone expects, inside the network.
+"""Input layer that converts uint8 images of any size into the input of a backbone, inside the network.
 
-An image that is not square becomes one first, so that both axes are scaled by the same factor and a circle
-stays a circle: its largest centred square, or the whole image padded. At inference follow: the central part
-of this square if the network was trained on parts, resize (bilinear, antialiased when it shrinks), grey to
-three channels, the backbone's own preprocessing. In training the part, the resize and the random warp are one
-affine map, sampled once from the native square straight at the network's size; a square larger than the
-network's input is first shrunk by an antialiased resize, since sampling it directly would alias.
+Images that are not square are first made square, by cropping to the largest centred square or by padding the whole
+image, so that both axes are scaled by the same factor. At inference these steps follow: a central crop if the network
+was trained on crops, a resize (bilinear, antialiased when shrinking), repetition of a grey channel to three channels,
+and the backbone's preprocessing. In training, crop, resize and random warp are combined into one affine map, which
+samples the square image once, directly at the network's input size. A square larger than the network's input is first
+shrunk by an antialiased resize, since sampling it directly would alias.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.training_kernels import compute_fused
 
 ROUNDING = 1e-6
-"""Part of an image's side by which float32 may miss a whole pixel; positions this near to one are that pixel."""
+"""Tolerance for float32 rounding, as a fraction of an image's side: closer positions snap to the whole pixel."""
 
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class FaceInput(keras.layers.Layer):
-    """Turn uint8 [B, H, W, 1 or 3] into float32 [B, S, S, 3] as a backbone expects it.
+    """A layer that converts uint8 [B, H, W, 1 or 3] into float32 [B, S, S, 3], preprocessed for a backbone.
 
     Args:
-        image_size: S, side in pixels.
-        preprocessing: the backbone's scale, mean, standard deviation and order of channels.
-        crop: side of the part of an image that the network sees, in 0..1: the central one here, a drawn one
-            in training; None is the whole image.
-        aspect: how images that are not square become squares, see `make_square`.
+        image_size: side of the output in pixels, S.
+        preprocessing: the backbone's scale, mean, standard deviation and channel order.
+        crop: side of the network's crop as a fraction (0..1) of the image's side: a central crop here, a random one
+            in training; None uses the whole image.
+        aspect: how images that are not square are made square, see `make_square`.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class FaceInput(keras.layers.Layer):
         self.aspect = aspect
 
     def call(self, images):
-        """Return the preprocessed images, without any random change."""
+        """Return the preprocessed images, without augmentation."""
         return self.preprocess(self.resize(images))
 
     def resize(self, images):
-        """Return the images made square, or their central part under `crop`, as float32 [B, S, S, C] in 0..255."""
+        """Make the images square, crop their centre if `crop` is set, and resize to float32 [B, S, S, C] in 0..255."""
         images = ops.cast(make_square(images, self.aspect), "float32")
         return resize_images(images if self.crop is None else crop_centre(images, self.crop), self.image_size)
 
     def _shrink(self, images):
-        """Return the whole squares so that S pixels of them are what the network sees; small ones as they are."""
+        """Shrink square images so that the network's part of them is S pixels wide; return smaller ones unchanged."""
         side = self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)
         return resize_images(ops.cast(images, "float32"), side) if max(images.shape[1:3]) > side else images
 
     def augment(self, images, drawn: dict, *, fill: str):
-        """Return float32 [B, S, S, C] in 0..255, changed as `dlfer.data.augment.draw_augmentation` drew."""
+        """Apply the parameters of `dlfer.data.augment.draw_augmentation`; return float32 [B, S, S, C] in 0..255."""
         if "warp" in drawn:
             images = make_square(images, self.aspect)
             images = warp_images(self._shrink(images), drawn["warp"], self.image_size, fill=fill)
@@ -84,16 +84,16 @@ class FaceInput(keras.layers.Layer):
         return images
 
     def prepare(self, images, drawn: dict, *, fill: str):
-        """Return `preprocess` of `augment`, as training has it: few passes over the pixels where that can be."""
-        # As one kernel, each channel would be warped by itself.
+        """Augment and preprocess images for training, each fused into one kernel where `compute_fused` does so."""
+        # Two kernels: fused into one, a grey image would be warped once for each of its three output channels.
         augmented = compute_fused(lambda *given: self.augment(*given, fill=fill), images, drawn)
         return compute_fused(self.preprocess, augmented)
 
     def preprocess(self, images):
-        """Return float32 [B, S, S, 3] from float32 [B, S, S, 1 or 3] in 0..255."""
+        """Apply the backbone's preprocessing to float32 [B, S, S, 1 or 3] in 0..255; return float32 [B, S, S, 3]."""
         scale, offset = self.preprocessing.compute_scale_and_offset()
         if images.shape[-1] == 1:
-            # Whole lines of pixels: TensorFlow takes twice as long where the last axis has three.
+            # Computed on whole rows: with a last axis of three, TensorFlow takes twice as long.
             side = self.image_size
             lines = ops.repeat(ops.reshape(images, (-1, side)), 3, axis=-1)
             lines = lines * np.tile(scale, side) + np.tile(offset, side)
@@ -103,7 +103,7 @@ class FaceInput(keras.layers.Layer):
         return images * ops.convert_to_tensor(scale, "float32") + ops.convert_to_tensor(offset, "float32")
 
     def _box_mask(self, boxes):
-        """Return bool [B, S, S, 1]: the pixels whose centre lies in each box (x0, y0, x1, y1 in 0..1)."""
+        """Return a mask, bool [B, S, S, 1], of the pixels whose centres lie in each box (x0, y0, x1, y1 in 0..1)."""
         centres = (ops.arange(self.image_size, dtype="float32") + 0.5) / self.image_size
         across = ops.logical_and(centres >= boxes[:, 0:1], centres < boxes[:, 2:3])
         down = ops.logical_and(centres >= boxes[:, 1:2], centres < boxes[:, 3:4])
@@ -121,10 +121,10 @@ class FaceInput(keras.layers.Layer):
 
 
 def make_square(images, aspect: str):
-    """Return images [B, H, W, C] as squares [B, S, S, C] in the same pixels; squares as they are.
+    """Crop or pad images [B, H, W, C] to squares [B, S, S, C] without resampling; return square images unchanged.
 
-    Under "crop" S is min(H, W), the largest centred square; under "pad" it is max(H, W), and the outermost pixels
-    are repeated on the two sides where there are none. `dlfer.data.images.make_square` does the same with arrays.
+    With "crop", S is min(H, W), the side of the largest centred square. With "pad", S is max(H, W), and the shorter
+    axis is padded on both sides by repeating the edge pixels. `dlfer.data.images.make_square` does the same for arrays.
     """
     height, width = images.shape[1:3]
     if height is None or width is None:
@@ -145,7 +145,7 @@ def make_square(images, aspect: str):
 
 
 def crop_centre(images, crop: float):
-    """Return the central part of float32 [B, H, W, C], in whole pixels, of `crop` of each side."""
+    """Return the central crop of float32 [B, H, W, C] whose sides are the fraction `crop`, in whole pixels."""
     height, width = images.shape[1:3]
     if height is None or width is None:
         height, width = ops.shape(images)[1], ops.shape(images)[2]
@@ -157,13 +157,13 @@ def crop_centre(images, crop: float):
 
 
 def resize_images(images, image_size: int):
-    """Resize bilinearly to float32 [B, S, S, C] in the range of the input, antialiased where it shrinks, as
-    `ops.image.resize(antialias=True)` does.
+    """Resize images bilinearly, antialiased when shrinking, to float32 [B, S, S, C] in the value range of the input.
 
-    TensorFlow has no XLA kernel for that one, so on a GPU, where networks are compiled, it cannot be used.
+    The result is that of `ops.image.resize(antialias=True)`, for which TensorFlow has no XLA kernel; so it cannot be
+    used on a GPU, where networks are compiled.
 
     Args:
-        images: float32 [B, H, W, C]; where H or W is not known when the graph is built, Keras' own is used.
+        images: float32 [B, H, W, C]; if H or W is unknown when the graph is built, Keras' own resize is used.
         image_size: side of the output in pixels, S.
     """
     height, width = images.shape[1:3]
@@ -171,7 +171,7 @@ def resize_images(images, image_size: int):
         return images
     if height is None or width is None:
         return ops.image.resize(images, (image_size, image_size), interpolation="bilinear", antialias=True)
-    # Lines are cheaper to gather than single pixels: they come last where their number grows.
+    # Gathering rows is cheaper than gathering columns, so columns are resized while there are fewer rows.
     for axis in (2, 1) if height < image_size else (1, 2):
         places, weights = compute_taps(images.shape[axis], image_size)
         shape = [1, 1, 1, 1]
@@ -185,12 +185,12 @@ def resize_images(images, image_size: int):
 
 
 def compute_taps(size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pixels of a line of `size` make up each of `image_size`, and their weights.
+    """Return the indices and weights of the input pixels that a 1-D resize from `size` to `image_size` pixels combines.
 
-    The kernel is a triangle, as wide as two pixels of the larger of the two grids (Heckbert's filtered bilinear).
+    The kernel is a triangle as wide as two pixels of the coarser of the two grids (Heckbert's filtered bilinear).
 
     Returns:
-        int32 and float32 [image_size, T]; weights of one output sum to one.
+        Indices int32 and weights float32, both [image_size, T]; the weights of each output pixel sum to one.
     """
     scale = max(size / image_size, 1.0)
     centres = (np.arange(image_size) + 0.5) * (size / image_size) - 0.5
@@ -198,7 +198,7 @@ def compute_taps(size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     places = np.floor(centres - scale).astype(np.int64)[:, None] + 1 + np.arange(taps)
     weights = np.maximum(0.0, 1 - np.abs(places - centres[:, None]) / scale)
     weights *= (places >= 0) & (places < size)
-    # The last tap is needed only where no pixel lies on the edge of the kernel.
+    # Drop taps that no output uses, such as the last one where pixels lie exactly on the edge of the kernel.
     used = weights.any(axis=0)
     places, weights = places[:, used], weights[:, used]
     weights /= weights.sum(axis=1, keepdims=True)
@@ -206,15 +206,15 @@ def compute_taps(size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
-    """Sample each image once, bilinearly, at the points that its affine map names: float32 [B, S, S, C], in the range of the input.
+    """Warp each image by its affine map with one bilinear sampling; return float32 [B, S, S, C] in the input's range.
 
     Args:
-        images: uint8 or float [B, H, W, C]; H, W and C are known when the graph is built.
+        images: uint8 or float [B, H, W, C]; H, W and C must be known when the graph is built.
         warps: float32 [B, 6], row-major 2x3 maps from output to input coordinates in -1..1, where
             -1 and 1 are the outer edges of the first and the last pixel.
         image_size: side of the output in pixels, S.
-        fill: "nearest" (the edge goes on), "reflect" (the image is mirrored at its edge, edge pixel
-            included), "constant" (black) for points outside.
+        fill: values of points outside the image: "nearest" (the edge pixel), "reflect" (the image mirrored at its
+            edge, edge pixel included) or "constant" (black).
     """
     height, width, channels = (int(n) for n in images.shape[1:])
     line = (ops.arange(image_size, dtype="float32") + 0.5) * (2.0 / image_size) - 1.0
@@ -237,7 +237,7 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
 
     def pixels(rows, columns):
         index = ops.reshape(rows * width + columns, (-1, image_size * image_size, 1))
-        # Whole pixels of [B, P, C] are gathered.
+        # One gather of all channels of a pixel, from [B, P, C].
         taken = ops.take_along_axis(flat, index if channels == 1 else ops.repeat(index, channels, axis=2), axis=1)
         return ops.cast(ops.reshape(taken, (-1, image_size, image_size, channels)), "float32")
 
@@ -248,7 +248,7 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
 
 
 def _snap(position, size: int):
-    """Return whole pixels where a position is one but for float32's rounding, so that they are copied exactly."""
+    """Round positions that differ from a whole pixel only by float32 rounding, so that its value is copied exactly."""
     whole = ops.round(position)
     return ops.where(ops.abs(position - whole) < ROUNDING * size, whole, position)
 
@@ -257,6 +257,6 @@ def _reflect(position, size: int):
     """Fold positions into 0..size-1 by mirroring at the outer edges of the first and last pixel."""
     period = 2.0 * size
     position = position + 0.5
-    # Half as dear as `ops.mod`.
+    # Takes half the time of `ops.mod`.
     folded = position - period * ops.floor(position / period)
     return ops.minimum(folded, period - folded) - 0.5

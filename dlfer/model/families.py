@@ -1,7 +1,7 @@
-"""The families beside single networks, and the one call that loads a trained classifier of any family by its name.
+"""The families boosted and ensemble, and the function that loads a trained classifier of any family by its name.
 
-The boosted family has multi-level features of a backbone and weight-normalised XGBoost on them; the family ensemble
-combines the answers of several trained classifiers of any families.
+The family boosted is weight-normalised XGBoost on multi-level features of a backbone; the family ensemble combines the
+predictions of several trained classifiers of any family.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ WEIGHTS_FILE = "backbone.weights.h5"
 
 
 class LevelFeatures:
-    """What turns images into features, in inference mode.
+    """A feature extractor: pooled feature maps of a backbone at several levels, in inference mode.
 
-    Features are float16: the cache is half as large, and, more to the point, a split of a tree asks whether a
-    value is below that of some training image. In float32 the same image in a batch of another size differs in
-    the last bits, and falls on the other side; rounded, it is equal but for one value in a thousand.
+    Features are float16, which halves the cache and, more importantly, makes trees reproducible. Thresholds of tree
+    splits lie at values of training images, and float32 features of the same image in a batch of another size differ
+    in the last bits, which may put them on the other side. Rounded, all but one value in a thousand are equal.
 
     Args:
-        network: whose backbone and input stage are used.
-        layers: of the backbone, whose outputs are the feature maps.
-        pooling: over each feature map, "avg" or "max".
+        network: the network whose input layer and backbone are used.
+        layers: names of the backbone's layers whose outputs are the feature maps.
+        pooling: global pooling of each feature map, "avg" or "max".
     """
 
     def __init__(self, network: TransferNetwork, *, layers: Sequence[str], pooling: str) -> None:
@@ -78,15 +78,15 @@ class LevelFeatures:
 
     @property
     def num_features(self) -> int:
-        """Of all levels together, F."""
+        """Number of features of all levels together, F."""
         return sum(level.size for level in self.levels)
 
     def compute(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float16 [N, F] of uint8 images [N, H, W, channels], the levels one after the other."""
+        """Return the features, float16 [N, F], of uint8 images [N, H, W, channels], concatenated level by level."""
         return np.concatenate(list(self.iterate(images, batch_size=batch_size)))
 
     def iterate(self, images: np.ndarray, *, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield float16 [B, F] batch by batch, from the image `start` on.
+        """Yield the features of each batch, float16 [B, F], starting with the image `start`.
 
         Raises:
             NonFiniteError: a feature is NaN; the backbone's weights are broken.
@@ -98,20 +98,18 @@ class LevelFeatures:
 
 
 class BoostedClassifier(BackboneClassifier):
-    """Trees on the pooled features of every stage of a backbone.
+    """A classifier of gradient-boosted trees on the pooled features of a backbone's levels.
 
-    The source of this family (ResNet50 with "weight-normalised XGBoost", see experiments/boosted.yaml) leaves
-    open which weights are normalised. Our reading: those of the rows, so that each class has the same sum of
-    weights and the mean weight is 1; and each feature is standardised. The other readings are the keys
+    The source of this family (ResNet50 with "weight-normalised XGBoost", see experiments/boosted.yaml) does not say
+    which weights are normalised. By default we normalise the sample weights, so that each class has the same sum of
+    weights and the mean weight is 1, and standardise each feature. The other interpretations are available as keys of
     `boosting.normalize`: `features` (none, standard, l2) and `leaves`.
 
     Args:
-        network: whose backbone gives the features; its head is not used.
-        features: of that network.
-        scale: how they are normalised.
-        booster: the trees.
-        labels, config, channels, temperature_fit: as `Classifier` has them.
-        boosting: how the trees were grown.
+        network: the network whose backbone computes the features; its head is not used.
+        labels, config, channels, temperature_fit: see `Classifier`.
+        boosting: the settings that the trees were grown with.
+        trees: the network's feature extractor, the normalisation of its features, and the trees.
     """
 
     family = "boosted"
@@ -132,19 +130,19 @@ class BoostedClassifier(BackboneClassifier):
         self.features, self.scale, self.booster = trees
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one."""
+        """Return the probabilities, float32 [N, C], whose rows sum to one."""
         scaled = self.scale.apply(self.features.compute(images, batch_size=batch_size))
         return predict_trees(self.booster, scaled)
 
     def describe(self) -> dict:
-        """Return the section `boosting` and the levels of the features."""
+        """Return the section `boosting` and the names and sizes of the feature levels."""
         return {
             "boosting": self.boosting.model_dump(mode="json"),
             "levels": [{"name": level.name, "features": level.size} for level in self.features.levels],
         }
 
     def write_files(self, folder: Path) -> tuple[str, ...]:
-        """Write the trees, the statistics of the features, and the backbone's weights."""
+        """Write the trees, the feature statistics and the backbone's weights; return the names of the files."""
         write_atomically(folder / TREES_FILE, bytes(self.booster.save_raw("json")))
         self.scale.write(folder / SCALE_FILE)
         save_weights(self.parts.backbone, folder / WEIGHTS_FILE)
@@ -152,7 +150,7 @@ class BoostedClassifier(BackboneClassifier):
 
     @classmethod
     def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
-        """Return the names of the trees, the statistics and the weights.
+        """Return the names of the files of the trees, the feature statistics and the weights.
 
         Raises:
             ModelError: the trees are in the binary format of dlfer 0.1.
@@ -166,7 +164,7 @@ class BoostedClassifier(BackboneClassifier):
 
     @classmethod
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
-        """Build the backbone, set its weights, and read the trees."""
+        """Build the backbone, load its weights, and read the trees."""
         import_xgboost()
         config = read_model_config(record)
         boosting = read_boosting(folder, record)
@@ -186,7 +184,7 @@ class BoostedClassifier(BackboneClassifier):
 
 
 def build_level_features(network: TransferNetwork, config: ModelConfig, boosting: BoostingConfig) -> LevelFeatures:
-    """Return what turns images into the features that an experiment asks for."""
+    """Build the feature extractor that `boosting.levels` and `model.head.pooling` ask for."""
     layers = list_levels(config.backbone, config.feature_level)
     return LevelFeatures(
         network, layers=layers if boosting.levels == "all" else layers[-1:], pooling=config.head.pooling
@@ -198,18 +196,17 @@ MOST_MEMBERS = 1000
 
 
 class EnsembleClassifier(Classifier):
-    """Several classifiers as one.
+    """A classifier that combines the predictions of several classifiers.
 
     Args:
-        members: name -> a classifier of the same set of labels, in any order.
-        labels, config, temperature_fit: as `Classifier` has them.
+        members: the classifiers by name; all have the same set of labels, in any order.
+        labels, config, temperature_fit: see `Classifier`.
         combine: "average", "vote" or "trained".
-        trained: by view ("single" and the names of views), what was fitted on validation; the combination
-            "trained" needs "single", the others none.
+        trained: the combinations fitted on the validation split, by "single" or the name of a test-time augmentation
+            view; required with "single" if `combine` is "trained", otherwise unused.
 
     Raises:
-        ModelError: a member has other labels, or makes squares of images in another way; or the trained combination
-            is missing.
+        ModelError: a member has other labels, the members differ in `aspect`, or the trained combination is missing.
     """
 
     family = "ensemble"
@@ -241,7 +238,7 @@ class EnsembleClassifier(Classifier):
         self._folders: dict[str, Path] = {}
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one."""
+        """Return the probabilities, float32 [N, C], whose rows sum to one."""
         answers = [
             member.predict(images, batch_size=batch_size)[:, self._columns[name]]
             for name, member in self.members.items()
@@ -249,7 +246,7 @@ class EnsembleClassifier(Classifier):
         return self.combine(np.stack(answers), "single")
 
     def predict_view(self, images: np.ndarray, view: str, *, batch_size: int) -> np.ndarray:
-        """Return the combination, float32 [N, C], of what each member answers on the average over its own views."""
+        """Return the combination, float32 [N, C], of each member's mean prediction over the views of its own crop."""
         answers = [
             predict_views(member, images, view, batch_size=batch_size)[:, self._columns[name]]
             for name, member in self.members.items()
@@ -257,23 +254,26 @@ class EnsembleClassifier(Classifier):
         return self.combine(np.stack(answers), view)
 
     def combine(self, probabilities: np.ndarray, view: str) -> np.ndarray:
-        """Return float32 [N, C] of the members' float [M, N, C], with columns as `labels`, averaged over `view`."""
+        """Combine the members' float [M, N, C], in the order of `labels`, into float32 [N, C].
+
+        Trained combinations use that of `view`, or that of "single" if none was fitted for the view.
+        """
         if self.combine_by == "trained":
             return self.trained.get(view, self.trained["single"]).predict(probabilities).astype(np.float32)
         combined = combine_vote if self.combine_by == "vote" else combine_average
         return combined(probabilities).astype(np.float32)
 
     def describe(self) -> dict:
-        """Return who the members are and what was fitted."""
+        """Return the names of the members, how they are combined, and the fitted combinations."""
         trained = {view: fitted.as_dict() for view, fitted in self.trained.items()}
         return {"ensemble": {"combine": self.combine_by, "members": list(self.members), "trained": trained}}
 
     def keep_folder(self, name: str, folder: Path) -> None:
-        """Say where the artifact of a member stands, so that its files can be linked instead of written again."""
+        """Record the artifact folder of a member, so that its files are linked when saving instead of written again."""
         self._folders[name] = Path(folder)
 
     def write_files(self, folder: Path) -> tuple[str, ...]:
-        """Put the artifact of each member into `members/<name>/`; on the same disk its files are linked."""
+        """Write the artifact of each member to `members/<name>/`, by links where possible; return the file names."""
         files: list[str] = []
         for name, member in self.members.items():
             target = folder / MEMBERS / name
@@ -288,10 +288,10 @@ class EnsembleClassifier(Classifier):
 
     @classmethod
     def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
-        """Return the names of the members' artifact.json, which name their own files.
+        """Return the names of the members' artifact.json files, which list the members' other files.
 
         Raises:
-            ModelError: the record names no members, or one that is no folder of its own.
+            ModelError: the record lists no valid members or combination, or names that are not distinct folder names.
         """
         given = record.ensemble
         members = given.get("members") if isinstance(given, dict) else None
@@ -312,7 +312,7 @@ class EnsembleClassifier(Classifier):
 
     @classmethod
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
-        """Load the members, and what was fitted."""
+        """Load the members and the fitted combinations."""
         given = record.ensemble
         ensemble = cls(
             {name: load_classifier(folder / MEMBERS / name) for name in given["members"]},
@@ -335,10 +335,10 @@ def _read_combination(values: dict, folder: Path) -> TrainedCombination:
 
 
 def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> list[int]:
-    """Return where each of `labels` stands among those of a member.
+    """Return the index of each of `labels` among the labels of a member, `found`.
 
     Raises:
-        ModelError: the two are not the same set.
+        ModelError: the two sets of labels differ.
     """
     if set(found) != set(labels):
         raise ModelError(
@@ -349,10 +349,10 @@ def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> 
 
 
 def match_aspects(aspects: Mapping[str, str]) -> str:
-    """Return how all members of an ensemble make squares of images, of the name and the aspect of each.
+    """Return the common `aspect` of an ensemble's members, given the aspect of each by name.
 
     Raises:
-        ModelError: they differ, so that no one square could be cut out of a picture for all of them.
+        ModelError: the aspects differ, so that an image cannot be made square once for all members.
     """
     found = sorted(set(aspects.values()))
     if len(found) > 1:
@@ -365,7 +365,7 @@ def match_aspects(aspects: Mapping[str, str]) -> str:
 
 
 def _share_artifact(source: Path, target: Path) -> None:
-    """Link (or copy) an artifact, and only what its artifact.json names."""
+    """Link (or copy) artifact.json and the files that it lists into another folder."""
     if source.resolve() == target.resolve():
         return
     for file in (*read_artifact_record(source).sha256, ARTIFACT_FILE):
@@ -376,9 +376,9 @@ FAMILIES: dict[str, type[Classifier]] = list_families()
 
 
 def load_artifact(name: str | Path) -> Classifier:
-    """Load a classifier by the name of a shipped model, a run, or an artifact folder.
+    """Load a classifier, given the name of a shipped model or a run, or an artifact folder.
 
     Raises:
-        ModelError: nothing of that name, or a damaged artifact.
+        ModelError: there is no such model, or its artifact is damaged.
     """
     return load_classifier(find_model(name))

@@ -1,18 +1,18 @@
-"""Backbones that neighbouring papers train from random weights: GoogLeNet, basic ResNets, VGG19 with BatchNorm.
+"""Backbones that related papers train from random weights: GoogLeNet, ResNets of basic blocks, VGG19 with BatchNorm.
 
-GoogLeNet (Inception v1): nine inception blocks, and the two auxiliary heads that it is trained with. As published, without
-BatchNorm; local response normalisation is left out: it has no weights, Keras has no layer for it, and it brings nothing
-(Simonyan and Zisserman 2015, table 3, A against A-LRN). Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015
-(arXiv 2014), table 1 and section 5.
+GoogLeNet (Inception v1) has nine inception blocks and two auxiliary heads, used in training only. It is published
+without BatchNorm. Local response normalisation is left out: it has no weights, Keras has no layer for it, and it does
+not improve accuracy (Simonyan and Zisserman 2015, table 3, A against A-LRN). Source: Szegedy et al., Going Deeper with
+Convolutions, CVPR 2015 (arXiv 2014), table 1 and section 5.
 
-ResNets of basic blocks: y = F(x) + x, F two 3x3 convolutions with BatchNorm. Where width or resolution changes the shortcut
-is a projection, y = F(x) + W x with a 1x1 convolution and BatchNorm. Padding is symmetric, as torchvision has it ("same"
-pads a strided convolution on one side only). Source: He, Zhang, Ren, Sun, Deep Residual Learning, CVPR 2016, table 1
-(ResNet18, ResNet34); initialisation and the constants of BatchNorm as in torchvision.
+A basic block of a ResNet is y = F(x) + x, where F is two 3x3 convolutions with BatchNorm. Where width or resolution
+changes, the shortcut is a projection: y = F(x) + W x, a 1x1 convolution with BatchNorm. Padding is symmetric, as in
+torchvision ("same" pads a strided convolution on one side only). Source: He, Zhang, Ren, Sun, Deep Residual Learning,
+CVPR 2016, table 1 (ResNet18, ResNet34); initialisation and the constants of BatchNorm as in torchvision.
 
-VGG19 with BatchNorm after each convolution, the form in which public code trains it from scratch. Source: Simonyan and
-Zisserman, ICLR 2015, configuration E; BatchNorm and initialisation as in torchvision's vgg19_bn, whose convolutions keep
-their biases.
+VGG19 has BatchNorm after each convolution, as in public code that trains it from scratch. Source: Simonyan and
+Zisserman, ICLR 2015, configuration E; BatchNorm and initialisation as in torchvision's vgg19_bn, whose convolutions
+keep their biases.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def build_vgg_bn(blocks: tuple[tuple[int, int], ...] = VGG_BLOCKS) -> keras.Mode
     Layers are named as in keras.applications' VGG19.
 
     Args:
-        blocks: number of 3x3 convolutions and their filters, block by block; each ends by max pooling.
+        blocks: number of 3x3 convolutions and of their filters for each block; each block ends with max pooling.
 
     Returns:
-        A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, 512], s = S / 32 rounded
-        down at each halving.
+        A model named "backbone" from float [B, S, S, 3] to a feature map [B, s, s, filters of the last block]; with
+        five blocks s = S / 32, rounded down at each halving.
     """
     inputs = x = keras.Input((None, None, 3), name="image")
     for block, (num_convolutions, filters) in enumerate(blocks, start=1):
@@ -56,14 +56,14 @@ def build_basic_resnet(repeats: tuple[int, ...], *, widths: tuple[int, ...] = WI
     Layers are named as in keras.applications' ResNet.
 
     Args:
-        repeats: blocks of each stage; every stage but the first halves the resolution.
-        widths: filters of each stage; the stem has as many as the first.
+        repeats: number of blocks of each stage; every stage but the first halves the resolution.
+        widths: number of filters of each stage; the stem has as many as the first stage.
         stem: "imagenet" (7x7 convolution with stride 2, then max pooling with stride 2) or "small"
             (3x3 convolution with stride 1 and no pooling, for images of some 32 to 64 pixels).
 
     Returns:
         A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, widths[-1]]; with four
-        stages s = S / 32, or S / 8 by the small stem, rounded up at each halving.
+        stages s = S / 32, or S / 8 with the small stem, rounded up at each halving.
     """
     inputs = keras.Input((None, None, 3), name="image")
     if stem == "small":
@@ -72,7 +72,7 @@ def build_basic_resnet(repeats: tuple[int, ...], *, widths: tuple[int, ...] = WI
     else:
         x = _convolve_block(inputs, widths[0], kernel=7, strides=2, name="conv1")
         x = layers.ReLU(name="conv1_relu")(x)
-        # After a ReLU zeros are as good as minus infinity.
+        # Padding with zeros does not change the maximum of non-negative values.
         x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
         x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
     for stage, (width, num_blocks) in enumerate(zip(widths, repeats, strict=True)):
@@ -83,7 +83,7 @@ def build_basic_resnet(repeats: tuple[int, ...], *, widths: tuple[int, ...] = WI
 
 
 def _add_block(inputs: keras.KerasTensor, width: int, *, strides: int, name: str) -> keras.KerasTensor:
-    """Add two convolutions and the shortcut round them."""
+    """Add a basic block: two 3x3 convolutions and a shortcut."""
     x = _convolve_block(inputs, width, kernel=3, strides=strides, name=f"{name}_1")
     x = layers.ReLU(name=f"{name}_1_relu")(x)
     x = _convolve_block(x, width, kernel=3, strides=1, name=f"{name}_2")
@@ -95,7 +95,7 @@ def _add_block(inputs: keras.KerasTensor, width: int, *, strides: int, name: str
 
 
 def _convolve_block(x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, name: str) -> keras.KerasTensor:
-    """Add zeros round the image, a convolution without bias, and BatchNorm."""
+    """Add symmetric zero padding, a convolution without bias, and BatchNorm."""
     if kernel > 1:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
     he_normal = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
@@ -105,7 +105,7 @@ def _convolve_block(x: keras.KerasTensor, filters: int, *, kernel: int, strides:
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
-# Filters of 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | projection behind the pooling: table 1, row by row.
+# Numbers of filters of 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | projection after pooling: the rows of table 1.
 BLOCKS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -125,8 +125,8 @@ def build_googlenet() -> keras.Model:
     """Build GoogLeNet without its top and its auxiliary heads, with random weights (He normal).
 
     Returns:
-        A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, 1024], s = S / 32 rounded
-        up at each halving. The output of block 3a, for example, is that of layer "inception_3a".
+        A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, 1024], where s = S / 32 rounded
+        up at each halving. The last layer of block 3a, for example, is named "inception_3a".
     """
     inputs = keras.Input((None, None, 3), name="image")
     x = _convolve(inputs, 64, kernel=7, strides=2, name="conv1")
@@ -142,16 +142,16 @@ def build_googlenet() -> keras.Model:
 
 
 def build_auxiliary_head(num_labels: int, *, name: str = "auxiliary") -> keras.Sequential:
-    """Build one of the two classifiers that branch off behind blocks 4a and 4d in training.
+    """Build one of the two auxiliary heads, which classify the outputs of blocks 4a and 4d in training.
 
-    Their losses are added to that of the network with weight 0.3 each; at inference they are dropped.
+    Their losses are added to that of the main head, with weight 0.3 each; they are not used at inference.
 
     Args:
-        name: of the model; two heads in one network need two names.
+        name: name of the model; it must be unique within a network.
 
     Returns:
-        A model from a feature map float [B, s, s, F] of any s to float32 logits [B, C]; it has the published
-        number of weights at every s, see `AuxiliaryPooling`. Its weights exist when it has been called once.
+        A model from a feature map float [B, s, s, F] of any s to float32 logits [B, C]. It has the published
+        number of weights for every s, see `AuxiliaryPooling`; they are created at the first call.
     """
     return keras.Sequential(
         [
@@ -168,15 +168,15 @@ def build_auxiliary_head(num_labels: int, *, name: str = "auxiliary") -> keras.S
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class AuxiliaryPooling(layers.Layer):
-    """Average a feature map [B, s, s, F] of any s over 4x4 windows: [B, 4, 4, F].
+    """A layer that averages a feature map [B, s, s, F] of any s over a 4x4 grid of windows, giving [B, 4, 4, F].
 
-    The paper averages 14x14 maps (224 pixels) over 5x5 windows with stride 3, which gives 4x4, and the dense layer
-    behind it is made for that. Here the windows are 5/14 of the side, rounded up, and evenly spread: at s = 14
-    exactly the paper's, at s = 3 (48 pixels) windows of 2x2.
+    The paper averages 14x14 maps (224 pixels) over 5x5 windows with stride 3, which gives the 4x4 output that the next
+    dense layer expects. Here the side of a window is 5/14 of the map's side, rounded up, and the windows are evenly
+    spaced: at s = 14 they are exactly those of the paper, at s = 3 (48 pixels) they are 2x2.
     """
 
     def call(self, inputs):
-        """Return the averages."""
+        """Return the averages, [B, 4, 4, F]."""
         size = ops.shape(inputs)
         rows, columns = (ops.cast(_average_windows(side), inputs.dtype) for side in size[1:3])
         return ops.einsum("pr,qc,brcf->bpqf", rows, columns, inputs)
@@ -186,7 +186,7 @@ class AuxiliaryPooling(layers.Layer):
 
 
 def _average_windows(side: int):
-    """Return float32 [4, side]: row k averages the k-th of four windows; `side` may be a scalar tensor."""
+    """Return a matrix, float32 [4, side], whose row k averages the k-th of four windows; `side` may be a tensor."""
     width = (5 * side + 13) // 14
     windows = ops.arange(AUXILIARY_WINDOWS, dtype="int32")[:, None]
     starts = (windows * (side - width) + 1) // (AUXILIARY_WINDOWS - 1)
@@ -196,7 +196,7 @@ def _average_windows(side: int):
 
 
 def _add_inception(x: keras.KerasTensor, filters: tuple[int, ...], *, name: str) -> keras.KerasTensor:
-    """Add four branches side by side: 1x1, 3x3, 5x5, and pooling; their maps are concatenated."""
+    """Add an inception block: 1x1, 3x3, 5x5 and pooling branches in parallel, whose outputs are concatenated."""
     one, reduce_three, three, reduce_five, five, projection = filters
     branches = [
         _convolve(x, one, kernel=1, name=f"{name}_1x1"),

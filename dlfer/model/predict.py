@@ -1,9 +1,8 @@
-"""From images to probabilities, batch by batch.
+"""Batched prediction of probabilities, with and without test-time augmentation.
 
-Test-time augmentation: one answer from several views of an image.
-
-Its figure is a row of its own beside that of the single view: it costs as many predictions as there are
-views, and most published numbers do not say whether they have it.
+Test-time augmentation averages the predictions for several views of an image. Its results are reported in a row of
+their own beside those of the single view: it costs as many predictions as there are views, and most published numbers
+do not say whether it was used.
 """
 
 from __future__ import annotations
@@ -25,33 +24,33 @@ if TYPE_CHECKING:
     import keras
 
 MOST_SIZES = 8
-"""Sizes of images for which a network gets a program of its own; all others share one."""
+"""Largest number of image sizes for which a network gets a compiled function of its own; all other sizes share one."""
 
 
 def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Return float32 [N, C], rows sum to one; NaN where the outputs are not finite.
+    """Return the probabilities, float32 [N, C], rows sum to one; rows of outputs that are not finite contain NaN.
 
     Args:
-        model: uint8 images to activated outputs; those of a sigmoid head are divided by their sum.
-        images: uint8 [N, H, W, C].
+        model: a network from uint8 images to activated outputs; sigmoid outputs are divided by their sum.
+        images: uint8 [N, H, W, channels].
     """
     if not len(images):
         return np.zeros((0, model.output_shape[-1]), np.float32)
     raw = compute_outputs(model, images, batch_size=batch_size).astype(np.float64)
     total = raw.sum(axis=1, keepdims=True)
-    # A sigmoid head may answer no to every class; then nothing is known.
+    # A sigmoid head may give 0 for every class; then the probabilities are uniform.
     even = np.full_like(raw, 1 / raw.shape[1])
     with np.errstate(invalid="ignore"):
         return np.where(total <= 1e-12, even, raw / np.maximum(total, 1e-12)).astype(np.float32)
 
 
 def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Return what a model answers at inference, float [N, C], as `model.predict` does.
+    """Return the outputs of a model at inference, float [N, C], as `model.predict` does.
 
-    Under TensorFlow without its pipeline of data, which takes longer than a small network does to answer one image.
+    Under TensorFlow this bypasses Keras' data pipeline, which takes longer than a small network needs for one image.
 
     Args:
-        model: with one input and one output.
+        model: a model with one input and one output.
         images: [N, ...], N at least 1.
     """
     import keras
@@ -65,19 +64,19 @@ def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) 
 
 
 class _Programs:
-    """The compiled functions of one model, one for each size of images; they read its variables at every call."""
+    """The compiled functions of one model, one per image size, which use the current values of its variables."""
 
     def __init__(self, model: keras.Model) -> None:
-        # Held weakly, so that a model which nobody else holds is freed, and its functions with it.
+        # A weak reference, so that a model that is no longer used is freed together with its functions.
         self._model = weakref.ref(model)
         self._functions: dict[tuple, Callable] = {}
 
     def answer(self, images: np.ndarray, *, most: int) -> np.ndarray:
-        """Return the outputs of one batch; `most` is the size of the largest."""
+        """Return the outputs for one batch; `most` is the size of the largest batch."""
         size, jit = images.shape[1:], bool(self._model().jit_compile)
         with _LOCK:
             if (size, jit) not in self._functions and len(self._functions) >= MOST_SIZES:
-                # XLA has no kernel for the resize of images of a size that is not known.
+                # XLA has no kernel for resizing images of a size unknown at compile time.
                 size, jit = (None, None, *size[2:]), False
             if (size, jit) not in self._functions:
                 self._functions[size, jit] = self._compile(size, images.dtype, jit=jit)
@@ -97,9 +96,9 @@ class _Programs:
 
 
 def pad_batch(images: np.ndarray, *, most: int) -> np.ndarray:
-    """Return images [N, ...] and copies of the last, as many as the next power of two, but no more than `most`.
+    """Pad images [N, ...] with copies of the last one to the next power of two, but to no more than `most` images.
 
-    XLA compiles a program for each length of a batch, which takes seconds to minutes; so there are few lengths.
+    XLA compiles a program for each batch size, which takes seconds to minutes, so only a few sizes are used.
     """
     wanted = min(1 << (len(images) - 1).bit_length(), most)
     return np.concatenate([images, np.repeat(images[-1:], wanted - len(images), axis=0)])
@@ -112,11 +111,11 @@ _PROGRAMS: weakref.WeakKeyDictionary[keras.Model, _Programs] = weakref.WeakKeyDi
 def predict_split(
     predict: Callable[[np.ndarray], np.ndarray], split: Split | StreamedSplit, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return probabilities float32 [N, C], targets int64 [N] and ids str [N] of a split, in its order.
+    """Return the probabilities float32 [N, C], targets int64 [N] and ids str [N] of a split, in its order.
 
     Args:
-        predict: uint8 [N, H, W, channels] to float32 [N, C].
-        batch_size: images at a time of a split that is streamed.
+        predict: function from uint8 [N, H, W, channels] to float32 [N, C].
+        batch_size: number of images per call for a streamed split; others are passed to `predict` as a whole.
     """
     if isinstance(split, Split):
         return predict(split.images), split.targets, split.ids
@@ -129,11 +128,11 @@ def predict_split(
 
 
 CROP = 0.9
-"""The side of a crop as a fraction of the image's, 43 of 48 pixels, for a classifier that looks at whole images."""
+"""Side of a ten-crop view as a fraction of the image's side (43 of 48 pixels), for classifiers without a crop."""
 
 
 class Predictor(Protocol):
-    """What is needed of a classifier here and in further evaluations: labels of the columns of what it predicts."""
+    """The interface of a classifier for evaluation: `labels` name the columns of the probabilities from `predict`."""
 
     labels: tuple[str, ...]
 
@@ -141,24 +140,24 @@ class Predictor(Protocol):
 
 
 def iterate_mirror(images: np.ndarray, crop: float | None = None) -> Iterator[np.ndarray]:
-    """Yield the images (uint8 [N, H, W] or [N, H, W, C]) and their left-right flips, whatever part is looked at."""
+    """Yield the images (uint8 [N, H, W] or [N, H, W, C]) and their horizontal flips; `crop` is not used."""
     yield images
     yield images[:, :, ::-1]
 
 
 def iterate_ten_crop(images: np.ndarray, crop: float | None = None) -> Iterator[np.ndarray]:
-    """Yield the four corners and the centre of the images and their flips.
+    """Yield crops of the four corners and the centre of the images, each with its horizontal flip.
 
-    Each is nine tenths of either side; or `crop` of it, for a classifier that itself looks at a central part
-    of that size. Such a crop is yielded in the middle of an image as large as the whole, whose edges repeat
-    its outermost pixels, so that exactly the crop is what the classifier looks at.
+    The side of a crop is nine tenths of the image's side, or the fraction `crop` for a classifier that takes a central
+    crop of that size itself. In that case each crop is padded to the size of the image by repeating its edge pixels, so
+    that the classifier's central crop is exactly this crop.
 
     Source: Krizhevsky, Sutskever & Hinton, NeurIPS 25 (2012), section 4.1 (there 224 of 256 pixels).
     """
     height, width = images.shape[1:3]
     rows, columns = compute_crop_size(crop or CROP, height, width)
     bottom, right = height - rows, width - columns
-    # The central part begins at half of the difference, rounded down; so does `crop_centre`.
+    # The margins before the crop are rounded down, as in `crop_centre`.
     down, across = (bottom // 2, bottom - bottom // 2), (right // 2, right - right // 2)
     margins = ((0, 0), down, across, *(((0, 0),) if images.ndim == 4 else ()))
     for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)):
@@ -171,19 +170,19 @@ VIEWS: dict[str, Callable[[np.ndarray, float | None], Iterator[np.ndarray]]] = {
     "mirror": iterate_mirror,
     "ten_crop": iterate_ten_crop,
 }
-"""Name -> the views it takes of images, for a classifier that looks at a central part of them, or at all. The classifier resizes a crop as it does any image."""
+"""Functions that yield views of images, by name; they take the images and the classifier's own crop (or None)."""
 
 
 def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch_size: int = 64) -> np.ndarray:
-    """Return the mean of the probabilities over the views of each image, float32 [N, number of labels], rows sum to one.
+    """Return the mean probabilities over the views of each image, float32 [N, number of labels], rows sum to one.
 
     Args:
-        classifier: takes uint8 images of any size; its attributes `aspect` and `crop`, if it has them, say what part it looks at.
+        classifier: takes uint8 images of any size; its attributes `aspect` and `crop`, if any, adapt the views to it.
         images: uint8 [N, H, W] or [N, H, W, C].
         view: a name of VIEWS.
 
     Raises:
-        ModelError: no such view.
+        ModelError: there is no such view.
 
     Example:
         >>> predict_views(load_artifact("quickstart"), images, "mirror").shape
@@ -192,9 +191,9 @@ def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch
     if view not in VIEWS:
         raise ModelError(f"views: found {view!r}, expected one of {', '.join(VIEWS)}.")
     if hasattr(classifier, "predict_view"):
-        # An ensemble's members may each look at parts of their own size.
+        # The members of an ensemble may have different crops.
         return classifier.predict_view(images, view, batch_size=batch_size)
-    # Views are those of what the classifier looks at, not of pixels that it never sees.
+    # The views should not contain pixels outside the square that the classifier uses.
     images = make_square(images, getattr(classifier, "aspect", "crop"))
     total, num_views = 0.0, 0
     for seen in VIEWS[view](images, getattr(classifier, "crop", None)):
@@ -205,7 +204,7 @@ def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, GPUs compute float32 in full, and not with the ten bits of a mantissa (TF32) that frameworks prefer."""
+    """Make GPUs compute in full float32 inside the block, not in TF32 (10 mantissa bits), the frameworks' default."""
     import keras
 
     backend = keras.backend.backend()

@@ -1,10 +1,10 @@
-"""The families transfer and hybrid: a backbone, or several side by side, pooled, with dropout and one dense layer.
+"""Networks of the families transfer and hybrid: one backbone or several in parallel, pooling, dropout and a dense head.
 
-EF-FER1 and EF-FER2 are both of this form; they share the backbone's weights and nothing else.
+EF-FER1 and EF-FER2 both have this architecture; they share only the weights of the backbone.
 
-Each branch of a hybrid is a row of the table of backbones with a preprocessing of its own, which therefore stands inside the
-network: a hybrid takes plain pixels, and to everything around it (loading weights, freezing, saving) it is one backbone whose
-feature map is 1x1.
+Each branch of a hybrid is an entry of the table of backbones with its own preprocessing, which is therefore part of the
+network. A hybrid takes unscaled pixels, and the code around it (loading weights, freezing, saving) treats it as one
+backbone with a 1x1 feature map.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.model.weights_file import SUFFIXES
 
 PLAIN_PIXELS = Preprocessing(scale=1.0)
-"""RGB in 0..255, as they are."""
+"""Preprocessing that leaves RGB pixels in 0..255 unchanged."""
 
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class BranchInput(keras.layers.Layer):
-    """Turn RGB pixels float [B, S, S, 3] in 0..255 into what one branch expects.
+    """A layer that applies the preprocessing of one branch to RGB pixels, float [B, S, S, 3] in 0..255.
 
     Args:
-        preprocessing: the branch's scale, mean, standard deviation and order of channels.
+        preprocessing: the branch's scale, mean, standard deviation and channel order.
     """
 
     def __init__(self, preprocessing: dict, **kwargs) -> None:
@@ -59,16 +59,16 @@ class BranchInput(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class BranchAttention(keras.layers.Layer):
-    """Sum the features of K branches, weighted for each image by a softmax over the branches.
+    """A layer that sums the features of K branches, weighted for each image by a softmax over the branches.
 
     With p_k [D] the pooled features of branch k and [p_1; ...; p_K] their concatenation,
         a = softmax(W [p_1; ...; p_K] + b),  W [K, K D], b [K],
         f = a_1 p_1 + ... + a_K p_K.
-    W and b start at zero, so that every branch counts 1/K before anything is learned.
+    W and b are initialised to zero, so that before training every branch has the weight 1/K.
     """
 
     def build(self, input_shape) -> None:
-        """Make W and b for K shapes [B, 1, 1, D]."""
+        """Create W and b for K inputs of shape [B, 1, 1, D]."""
         num_branches = len(input_shape)
         self.kernel = self.add_weight(
             shape=(sum(shape[-1] for shape in input_shape), num_branches), initializer="zeros", name="kernel"
@@ -76,12 +76,12 @@ class BranchAttention(keras.layers.Layer):
         self.bias = self.add_weight(shape=(num_branches,), initializer="zeros", name="bias")
 
     def call(self, features):
-        """Return [B, 1, 1, D] of K feature maps [B, 1, 1, D]."""
+        """Return the weighted sum, [B, 1, 1, D], of K feature maps [B, 1, 1, D]."""
         stacked = ops.stack(features, axis=-1)
         return ops.sum(stacked * self.compute_weights(features)[..., None, :], axis=-1)
 
     def compute_weights(self, features):
-        """Return the weight of each branch, [B, 1, 1, K], which sum to one."""
+        """Return the weights of the branches, [B, 1, 1, K], which sum to one."""
         logits = ops.matmul(ops.concatenate(features, axis=-1), self.kernel) + self.bias
         return ops.softmax(logits, axis=-1)
 
@@ -90,22 +90,22 @@ class BranchAttention(keras.layers.Layer):
 
 
 def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
-    """Build the branches and their fusion, with random weights.
+    """Build the branches of a hybrid and their fusion, with random weights.
 
-    `fusion` joins the pooled features of the branches: concat sets them side by side (F is the sum of their
-    widths), add and attention sum them (F is the greatest width; a narrower branch is first brought to it by
-    a dense layer, `<branch>_projection`), attention by weights that depend on the image (`BranchAttention`).
+    `fusion` combines the pooled features of the branches: "concat" concatenates them (F is the sum of their widths);
+    "add" and "attention" sum them (F is the largest width, to which a dense layer, `<branch>_projection`, first
+    projects narrower branches), "attention" with weights that depend on the image (`BranchAttention`).
 
     Args:
-        config: its branches, fusion, stem and pixel_scaling (the same for all) and head.pooling.
+        config: its branches, fusion and head.pooling are used, and its stem and pixel_scaling for every branch.
 
     Returns:
         A Keras model named "backbone", float [B, S, S, 3] RGB in 0..255 -> float [B, 1, 1, F], and the
-        preprocessing that leaves such pixels as they are. Names of layers begin with their branch's, so that
-        no two variables have the same path.
+        preprocessing that leaves such pixels unchanged. Layer names begin with the name of their branch, so that
+        the paths of all variables are unique.
 
     Raises:
-        ModelError: a branch is not in the table, or has no such stem.
+        ModelError: a branch is not in the table of backbones, or does not have the stem.
     """
     pooling = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[config.head.pooling]
     pixels = keras.Input((None, None, 3), name="pixels")
@@ -121,24 +121,24 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
 
 
 def list_branches(backbone: keras.Model) -> list[keras.Model]:
-    """Return the networks of a hybrid's branches; none of another backbone, whatever networks it has within it."""
+    """Return the networks of a hybrid's branches; an empty list for any other backbone, even one with nested models."""
     inputs = {layer.name for layer in backbone.layers if isinstance(layer, BranchInput)}
     return [layer for layer in backbone.layers if f"{layer.name}_input" in inputs]
 
 
 def set_branch_weights(hybrid: keras.Model, branch: str, backbone: keras.Model) -> list[str]:
-    """Give one branch of a hybrid backbone the weights of a backbone of its own, variable by variable.
+    """Copy the weights of a single backbone into one branch of a hybrid, variable by variable.
 
     Args:
-        hybrid: as `build_hybrid_backbone` gave it.
-        branch: as `ModelConfig.name_branches` names it.
-        backbone: as `build_backbone` gave it, with the branch's stem.
+        hybrid: a backbone from `build_hybrid_backbone`.
+        branch: a name from `ModelConfig.name_branches`.
+        backbone: a backbone from `build_backbone`, with the stem of the branch.
 
     Returns:
         The paths of the variables that were set.
 
     Raises:
-        TransferError: a variable is missing, unexpected or of another shape; nothing was set.
+        TransferError: a variable is missing, unexpected or of another shape; no variable has been changed.
     """
     given = {f"{branch}_{variable.path}": variable for variable in backbone.variables}
     wanted = {variable.path: variable for variable in hybrid.get_layer(branch).variables}
@@ -157,7 +157,7 @@ def set_branch_weights(hybrid: keras.Model, branch: str, backbone: keras.Model) 
 
 
 def find_branch_file(weights_folder: str, name: str) -> str | None:
-    """Return the weights file of a backbone in a folder, whether it is there or not; None for one that dlfer brings."""
+    """Return the path of a backbone's weights file; without one, `<name>.h5`, or None if dlfer ships the weights."""
     files = [f"{weights_folder}/{name}{suffix}" for suffix in SUFFIXES]
     found = [file for file in files if Path(file).is_file()]
     if not found and name == f"efficientnet_{IMAGENET_VARIANT}":
@@ -187,11 +187,11 @@ def _prefix_layers(network: keras.Model, branch: str) -> keras.Model:
 
 
 PUBLISHED_RATE = 0.2
-"""Of EfficientNet, Lite and V2: what the rate of the last block is just below."""
+"""Drop-connect rate with which EfficientNet, Lite and V2 are built; the rate of the last block is just below it."""
 
 
 def list_drop_connects(network: keras.Model) -> list[keras.layers.Dropout]:
-    """Return the layers of `network`, and of networks in it, that drop whole feature maps of an image."""
+    """Return the drop-connect layers (Dropout of all maps of an image) of `network` and of models nested in it."""
     found = []
     for layer in network.layers:
         if isinstance(layer, keras.Model):
@@ -202,15 +202,15 @@ def list_drop_connects(network: keras.Model) -> list[keras.layers.Dropout]:
 
 
 def set_drop_connect(network: keras.Model, rate: float) -> None:
-    """Set the rate of drop-connect: the last block's is just below it; those of the blocks before fall linearly to 0.
+    """Set the drop-connect rate of the last block to just below `rate`; the rates of earlier blocks fall linearly to 0.
 
-    In training the branch of a residual block is left out for some images. EfficientNet is published with a rate of 0.2,
-    for hundreds of epochs. In short trainings from random weights it slows the start: EfficientNet-Lite2 on FER2013 at 48
+    In training, drop-connect skips the branch of a residual block for random images. EfficientNet's published rate is
+    0.2, for hundreds of epochs. It slows the start of short trainings from random weights: Lite2 on FER2013 at 48
     pixels had a loss of 1.87 after one epoch with it, and 1.78 without (one seed; results/random_start.md).
 
     Args:
-        network: with layers made for the published rate, before it is compiled.
-        rate: probability in 0..1 (exclusive) that the branch of a block is left out; 0 switches it off.
+        network: a network built with the published rate and not yet compiled.
+        rate: probability in 0..1 (exclusive) that a branch is skipped; 0 disables drop-connect.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016); Tan & Le, "EfficientNet" (ICML 2019).
     """
@@ -220,13 +220,13 @@ def set_drop_connect(network: keras.Model, rate: float) -> None:
 
 @dataclass(frozen=True)
 class TransferNetwork:
-    """A classifier network and the parts that it is made of; all share the same variables.
+    """A classifier network and its parts, which share their variables with it.
 
     Attributes:
-        model: uint8 [B, H, W, channels] of any size -> float32 [B, C], the head's activation applied.
-        face_input, backbone, pooling, dropout, head: its layers; `head` gives float32 logits [B, C].
+        model: uint8 [B, H, W, channels] of any size -> float32 [B, C], after the head's activation.
+        face_input, backbone, pooling, dropout, head: layers of the model; `head` returns float32 logits [B, C].
         activation: "softmax" or "sigmoid".
-        auxiliary: (name of a layer of the backbone, what classifies its output in training alone).
+        auxiliary: pairs of a layer name of the backbone and the head that classifies its output, in training only.
     """
 
     model: keras.Model
@@ -239,12 +239,12 @@ class TransferNetwork:
     auxiliary: tuple[tuple[str, keras.Model], ...] = ()
 
     def name_parts(self) -> dict[str, str]:
-        """Return the name of the layer that each part is; see `assemble_network`."""
+        """Return the layer name of each part, for `assemble_network`."""
         return {part: getattr(self, part).name for part in ("face_input", "backbone", "pooling", "dropout", "head")}
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All that training changes: the model's variables, then those of the auxiliary heads."""
+        """The model's variables, followed by those of the auxiliary heads."""
         return [*self.model.variables, *(variable for _, head in self.auxiliary for variable in head.variables)]
 
 
@@ -258,15 +258,16 @@ def build_transfer_network(
     aspect: str = "crop",
     precision: str = "float32",
 ) -> TransferNetwork:
-    """Build the network with random weights.
+    """Build a classifier network with random weights.
 
     Args:
         config: backbone, dropout and head.
-        image_size: side in pixels that the backbone sees.
-        channels: of the images that come in, 1 (grey) or 3 (RGB).
-        crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.
-        aspect: how images that are not square become squares: "crop" or "pad", see `FaceInput`.
-        precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
+        num_labels: number of classes, C.
+        image_size: side in pixels of the backbone's input.
+        channels: channels of the input images, 1 (grey) or 3 (RGB).
+        crop: side of the crop that is resized to `image_size`, as a fraction in 0..1; None uses the whole image.
+        aspect: how images that are not square are made square: "crop" or "pad", see `FaceInput`.
+        precision: "float32" or "mixed_bfloat16"; the head computes in float32 in both cases.
     """
     with dtype_policy(precision):
         backbone, preprocessing = build_feature_extractor(config)
@@ -284,7 +285,7 @@ def build_transfer_network(
 
 
 def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: DataBundle) -> TransferNetwork:
-    """Build the network of one stage for its data, with random weights."""
+    """Build the network of a stage for the labels and channels of its data, with random weights."""
     return build_transfer_network(
         config.model,
         num_labels=len(bundle.labels),
@@ -297,10 +298,10 @@ def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: Da
 
 
 def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
-    """Build the part that EF-FER1 hands to EF-FER2, with random weights, and say what its pixels must look like.
+    """Build the backbone, the part of EF-FER1 whose weights EF-FER2 starts from, with random weights.
 
     Returns:
-        A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
+        A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and the preprocessing of its input.
     """
     if config.family == "hybrid":
         backbone, preprocessing = build_hybrid_backbone(config)
@@ -315,7 +316,7 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
 
 
 def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
-    """Build what turns pooled features into logits: one dense layer, after the hidden ones if there are any."""
+    """Build the layers from pooled features to logits: the hidden layers, if any, and a dense output layer."""
     last = keras.layers.Dense(num_labels, name="head", dtype="float32")
     if not config.head.hidden:
         return last
@@ -329,7 +330,7 @@ def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
 def _build_auxiliary(
     config: ModelConfig, backbone: keras.Model, num_labels: int, precision: str
 ) -> tuple[tuple[str, keras.Model], ...]:
-    """Build the classifiers that branch off in training; they come last, so that the rest has the same initial weights."""
+    """Build the auxiliary heads; they are built last, so that they do not change the other layers' initial weights."""
     from dlfer.model.paper_backbones import build_auxiliary_head
 
     places = BACKBONES[config.backbone].auxiliary
@@ -341,7 +342,7 @@ def _build_auxiliary(
 def attach_auxiliary(
     backbone: keras.Model, heads: Sequence[tuple[str, keras.Model]]
 ) -> tuple[tuple[str, keras.Model], ...]:
-    """Give each head its weights, as the output of its layer of the backbone needs them; return the heads."""
+    """Build each head for the output shape of its backbone layer, which creates its weights; return the heads."""
     for place, head in heads:
         head(backbone.get_layer(place).output)
     return tuple(heads)
@@ -350,7 +351,7 @@ def attach_auxiliary(
 def assemble_network(
     model: keras.Model, parts: Mapping[str, str], *, activation: str, heads: Sequence[tuple[str, keras.Model]]
 ) -> TransferNetwork:
-    """Return the re-initialised network of a model, with the parts that `TransferNetwork.name_parts` named."""
+    """Return the `TransferNetwork` of a model, whose parts are found by the names of `TransferNetwork.name_parts`."""
     layers = {part: model.get_layer(name) for part, name in parts.items()}
     auxiliary = attach_auxiliary(layers["backbone"], heads)
     return TransferNetwork(model, activation=activation, auxiliary=auxiliary, **layers)
@@ -358,15 +359,15 @@ def assemble_network(
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class TrainingNetwork(keras.Model):
-    """What is compiled and fitted: the same layers, from drawn augmentation to logits.
+    """The model that is compiled and fitted: the layers of a `TransferNetwork`, with augmentation and logits as output.
 
-    Its input is a dict with "image" (uint8 [B, H, W, C]) and the arrays that
-    `dlfer.data.augment.draw_augmentation` drew; its output is float32 logits [B, C], so that losses
-    are computed from logits; or [B, 1 + A, C], the network's own first, where A auxiliary heads are trained.
+    Its input is a dict with "image" (uint8 [B, H, W, C]) and the arrays from `dlfer.data.augment.draw_augmentation`.
+    Its output is float32 logits [B, C], since losses are computed from logits; with A auxiliary heads it is
+    [B, 1 + A, C], the logits of the main head first.
 
     Args:
-        network: whose variables are trained.
-        fill: what stands outside a warped image.
+        network: the network whose variables are trained.
+        fill: how warped images are filled outside their edges, see `warp_images`.
     """
 
     def __init__(self, network: TransferNetwork, *, fill: str = "nearest") -> None:
@@ -384,7 +385,7 @@ class TrainingNetwork(keras.Model):
             self.trunk = keras.Model(network.backbone.inputs, [network.backbone.output, *maps], name="trunk")
 
     def call(self, inputs: dict, training: bool = False):
-        """Return logits [B, C], or [B, 1 + A, C]."""
+        """Return logits [B, C], or [B, 1 + A, C] with A auxiliary heads."""
         images = self.face_input.prepare(inputs["image"], inputs, fill=self.fill)
         if self.trunk is None:
             features, maps = self.backbone(images, training=training), []
@@ -399,7 +400,7 @@ class TrainingNetwork(keras.Model):
 
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Layers that are made inside compute by the policy `name`; the one before is put back."""
+    """Set Keras' dtype policy to `name` for the layers created inside the block, then restore the previous policy."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -1,12 +1,12 @@
-"""Keras' layers in a network exchanged for those of ours that compute the same, faster in training.
+"""Replacements for Keras layers that compute the same function but train faster under TensorFlow.
 
 BatchNorm: Keras composes a training step from means, differences and products, each of which reads and writes the
-whole feature map. TensorFlow has one kernel forward and one backward for the same arithmetic. Source: Ioffe and
+whole feature map. TensorFlow has one forward and one backward kernel for the same arithmetic. Source: Ioffe and
 Szegedy, ICML 2015.
 
-Depthwise convolution: it trains by the fast one of TensorFlow's kernels for the gradient of its filter. On a CPU the kernel for filters of 3x3 is several times as fast, by arithmetic, as that for 5x5, which EfficientNet has in
-half of its blocks. The gradient of each weight is a sum by itself, so that four overlapping parts of 3x3 make up that of
-5x5. benchmarks/train_step.py measures what either brings.
+Depthwise convolution: on a CPU, TensorFlow's filter-gradient kernel for 3x3 is several times as fast, per operation, as
+that for 5x5 filters, which half of EfficientNet's blocks have. The gradient of each weight is an independent sum, so
+four overlapping 3x3 gradients make up the 5x5 one. benchmarks/train_step.py measures the gain of both replacements.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import keras
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' BatchNorm over the last axis of [B, H, W, C], with the fused kernel where it trains.
+    """Keras' BatchNorm over the last axis of [B, H, W, C], with TensorFlow's fused kernel in training.
 
-    Configuration, weights and function are those of `keras.layers.BatchNormalization`, and so is the name:
-    Keras lays out its weight files by names of classes, and the files of both are to be the same. What the
-    kernel does not do (other axes, a mask, statistics over several devices, renorm) and all inference is left
-    to Keras.
+    Configuration, weights and function are those of `keras.layers.BatchNormalization`. The class name is the same,
+    too, because Keras structures weight files by class names, and the files of both must be interchangeable.
+    Inference and what the kernel does not support (other axes, a mask, statistics synchronised over devices, renorm)
+    use Keras' implementation.
     """
 
     def call(self, inputs, training=None, mask=None):
-        """Return the normalised [B, H, W, C], and move the statistics where it trains."""
+        """Return the normalised inputs, [B, H, W, C]; in training, update the moving statistics."""
         plain = mask is None and not self.renorm and not self.synchronized
         if not (training and self.trainable and plain and len(inputs.shape) == 4 and self.axis in (-1, 3)):
             return super().call(inputs, training=training, mask=mask)
@@ -47,7 +47,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=True,
         )
-        # The kernel gives the unbiased variance, sum / (n - 1); Keras' statistics have sum / n.
+        # The kernel returns the unbiased variance, sum / (n - 1); Keras' moving variance uses sum / n.
         count = tf.cast(tf.size(inputs) // tf.size(mean), variance.dtype)
         variance *= (count - 1.0) / count
         self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
@@ -56,7 +56,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def list_batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Return every BatchNorm of `network`, those of networks within it, too."""
+    """Return the BatchNorm layers of `network` and of the models nested in it."""
     found = []
     for layer in network.layers:
         if isinstance(layer, keras.Model):
@@ -67,32 +67,32 @@ def list_batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalizati
 
 
 def set_norm_momentum(network: keras.Model, momentum: float) -> None:
-    """Set the momentum of the moving statistics of every BatchNorm.
+    """Set the momentum of the moving statistics of every BatchNorm layer.
 
     Args:
-        network: of any layers, before it is compiled.
-        momentum: the weight of what was, in 0..1.
+        network: any network that is not yet compiled.
+        momentum: weight of the previous statistics in each update, in 0..1.
     """
     for layer in list_batch_norms(network):
         layer.momentum = momentum
 
 
 def count_steps_to_settle(network: keras.Model) -> int:
-    """Return after how many steps the slowest statistics have forgotten their first values but for 0.7 %; 0: none."""
+    """Return the steps until initial values make up 0.7 % of the slowest moving statistics; 0 without BatchNorm."""
     return max((round(5 / (1 - layer.momentum)) for layer in list_batch_norms(network)), default=0)
 
 
 def compute_fused(compute: Callable, *values):
-    """Return `compute(*values)`; in a graph that TensorFlow runs on the CPU, XLA makes one kernel of it.
+    """Return `compute(*values)`, compiled by XLA into one kernel inside a TensorFlow graph on the CPU.
 
-    Operation by operation the random warp goes some thirty times over all pixels of a batch, most of the time waiting
-    for memory; in one loop it costs a tenth. Elsewhere nothing is changed: JAX and networks on a GPU are compiled as
-    a whole, and eager calls are too few to be worth a compilation.
+    Computed operation by operation, the random warp passes over all pixels of a batch some thirty times, mostly waiting
+    for memory; fused into one loop it takes a tenth of the time. In other cases `compute` is called as it is: JAX and
+    networks on a GPU are compiled as a whole, and eager calls are too few to be worth compiling for.
 
     Args:
-        compute: of tensors, or dicts of them, to tensors; shapes other than the first axis' are known. Each size of
-            that axis is compiled for, which takes a part of a second, so that it should not vary.
-        values: what it is called with.
+        compute: a function from tensors, or dicts of them, to tensors; all sizes but that of the first axis are static.
+            It is compiled for each size of the first axis, in a fraction of a second, so this size should not vary.
+        values: its arguments.
     """
     if keras.backend.backend() != "tensorflow":
         return compute(*values)
@@ -108,14 +108,14 @@ SIZE, PART = 5, 3
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Keras' depthwise convolution, whose filter of 5x5 gets its gradient in parts where TensorFlow trains on a CPU.
+    """Keras' depthwise convolution, with the gradient of 5x5 filters computed in parts in training on a CPU.
 
-    Configuration, weights and function are those of `keras.layers.DepthwiseConv2D`, and so is the name, by which Keras
-    lays out its weight files. Other filters, dilated ones, GPUs and all inference are left to Keras.
+    Configuration, weights and function are those of `keras.layers.DepthwiseConv2D`, and so is the class name, by which
+    Keras structures weight files. Other filter sizes, dilation, GPUs and inference use Keras' implementation.
     """
 
     def call(self, inputs, training=None):
-        """Return the convolution of [B, H, W, C]."""
+        """Return the convolution of inputs [B, H, W, C]."""
         import tensorflow as tf
 
         plain = self.kernel_size == (SIZE, SIZE) and self.dilation_rate == (1, 1) and len(set(self.strides)) == 1
@@ -130,7 +130,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 
 def _convolve(images, kernel, *, stride: int, padding: str):
-    """Return the depthwise convolution of [B, H, W, C] by [5, 5, C, M]."""
+    """Return the depthwise convolution of images [B, H, W, C] with a kernel [5, 5, C, M]."""
     import tensorflow as tf
 
     strides = [1, stride, stride, 1]
@@ -149,7 +149,7 @@ def _convolve(images, kernel, *, stride: int, padding: str):
 
 
 def _pad(images, stride: int, padding: str):
-    """Return the images with the zeros around that "same" means."""
+    """Return the images with explicit zero padding: that of "SAME", or none for "VALID"."""
     import tensorflow as tf
 
     if padding == "VALID":
@@ -160,7 +160,7 @@ def _pad(images, stride: int, padding: str):
 
 
 def _compute_filter_gradient(images, upstream, shape, strides: list[int]):
-    """Return [5, 5, C, M], the gradient of the filter over padded images, from four overlapping parts of 3x3."""
+    """Return the gradient of the filter, [5, 5, C, M], for padded images, from four overlapping 3x3 parts."""
     import tensorflow as tf
 
     rows, columns = ((size - 1) * strides[1] + PART for size in upstream.shape[1:3])
@@ -185,13 +185,13 @@ LAYERS = {keras.layers.BatchNormalization: BatchNormalization, keras.layers.Dept
 
 
 def use_training_kernels(network: keras.Model) -> keras.Model:
-    """Let the layers of `network` that LAYERS names train by TensorFlow's faster kernels; on other backends change nothing.
+    """Replace the classes of `network`'s layers by their faster versions in LAYERS; do nothing on other backends.
 
-    The layers stay as they are, with their variables and their place in the graph: only their class changes,
-    since a clone of the network would draw its weights a second time, and cost a second building.
+    Only the class of each layer is changed, in place, since cloning the network would initialise its weights a second
+    time and take as long as building it again.
 
     Args:
-        network: of any layers, before it is compiled.
+        network: any network that is not yet compiled.
 
     Returns:
         `network` itself.
@@ -200,7 +200,7 @@ def use_training_kernels(network: keras.Model) -> keras.Model:
         for layer in network.layers:
             if type(layer) in LAYERS:
                 layer.__class__ = LAYERS[type(layer)]
-                # What Keras has noted of the arguments of `call` when it made the layer.
+                # Update what Keras recorded about the arguments of `call` when it created the layer.
                 layer._call_signature = inspect.signature(layer.call)
                 layer._call_has_training_arg = True
                 layer._call_has_context_arg = {"training": True}

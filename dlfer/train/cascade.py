@@ -1,8 +1,8 @@
-"""EF-FER1: where the backbone's weights come from, before EF-FER2 is fine-tuned.
+"""EF-FER1: training or loading of the backbone's weights from which EF-FER2 is fine-tuned.
 
-A pretraining is done once for whatever has the same digest: arms, seeds and trials share it through
-`<runs folder>/.cache/pretrain/<digest>/`. While it trains, its checkpoints stand in `<digest>.partial/`,
-from which any later run goes on; a file lock keeps two processes from training the same one.
+Each pretraining is done once per digest of its settings and data: arms, seeds and trials share it through
+`<runs folder>/.cache/pretrain/<digest>/`. During training, its checkpoints are in `<digest>.partial/`, from which any
+later run resumes; a file lock keeps two processes from training the same one.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
 PROBED_IMAGES, PROBED_SIDE = 64, 96
-"""So many images of that side at a time have their feature maps in memory, all at once, for the statistics."""
+"""Batch size, at this image side, for computing BatchNorm's statistics, when all feature maps are in memory at once."""
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
-# A .pth is among them to be refused by the reader of weights, which says what to do.
+# Includes .pth, so that the reader of weights refuses it with advice.
 _PUBLISHED_FILES = (".h5", ".keras", ".pth")
 
 
@@ -58,10 +58,10 @@ class Pretrained:
     """EF-FER1 on disk.
 
     Attributes:
-        folder: holds backbone.weights.h5, backbone.json, pretrain.json and, where it was trained, history.csv.
-        digest: of what determines it; None for weights that were not trained here.
-        cost: {"seconds", "images", "image_size", "epochs", ...} of the training; {} where unknown.
-        was_cached: whether an earlier run had trained it.
+        folder: holds backbone.weights.h5 and backbone.json; pretrain.json and history.csv if it was trained.
+        digest: digest of the settings and data that determine it; None for weights that were not trained here.
+        cost: {"source", "seconds", "images", "image_size", "epochs", ...} of the training; less or {} if not trained.
+        was_cached: whether this run did not train it, but took it from the cache or loaded other weights.
     """
 
     folder: Path
@@ -82,13 +82,13 @@ def obtain_backbone(
     """Train EF-FER1, or take it from the cache, published weights, a file or an earlier run.
 
     Args:
-        config: with a `pretrain` section.
-        job: of the stage; its folder is the run's own `pretrain/`, where the outcome is put in any case.
-        load_bundle: gives the pretraining data, called only if it is needed.
+        config: an experiment with a section `pretrain`.
+        job: the job of the stage; its folder is the run's `pretrain/`, which holds the result in every case.
+        load_bundle: loads the pretraining data; called only if needed.
         cache: `<runs folder>/.cache/pretrain`; None trains in the run's own folder.
-        load_images: gives training images of EF-FER2, uint8 [N, H, W, 1 or 3], by which the statistics of BatchNorm are
-            set where the weights have none; called only if they are needed.
-        random_weights: instead of published weights, for --smoke.
+        load_images: loads training images of EF-FER2, uint8 [N, H, W, 1 or 3], on which BatchNorm's statistics are
+            computed for weights that have none; called only if needed.
+        random_weights: whether to use random weights instead of loaded ones, for --smoke.
     """
     if (job.folder / DONE_FILE).exists():
         return Pretrained(**json.loads((job.folder / DONE_FILE).read_text(encoding="utf-8")) | {"folder": job.folder})
@@ -98,7 +98,7 @@ def obtain_backbone(
         pretrained = _take_weights(config, job.folder, random_weights=random_weights)
     else:
         pretrained = _train_or_share(config, job, load_bundle(), cache)
-    # Written last: a resumed run that finds it has all of EF-FER1.
+    # Written last, so that its presence means to a resumed run that EF-FER1 is complete.
     done = {"digest": pretrained.digest, "cost": pretrained.cost, "was_cached": pretrained.was_cached}
     write_atomically(job.folder / DONE_FILE, json.dumps(done, indent=2) + "\n")
     return pretrained
@@ -125,8 +125,8 @@ def _train_or_share(config: ExperimentConfig, job: StageJob, bundle: DataBundle,
 
 
 def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max_steps: int | None = None) -> str:
-    """Return 16 hex digits of what determines EF-FER1: its section, the backbone, arithmetic and the data."""
-    # Softmax is left out, so that digests of earlier versions stand; sigmoid has another loss on validation.
+    """Return a digest, 16 hex digits, of what determines EF-FER1: its section, the model, precision and the data."""
+    # Softmax is left out to keep the digests of earlier versions; sigmoid changes the validation loss.
     left_out = {"head": {"activation"}} if config.model.head.activation == "softmax" else None
     determines = {
         "pretrain": config.pretrain.model_dump(mode="json", exclude={"data": {"path"}}),
@@ -143,7 +143,7 @@ def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max
 
 
 def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretrained:
-    """Train EF-FER1 in the job's folder and write its backbone there."""
+    """Train EF-FER1 in the job's folder, and write its backbone and its cost there."""
     keras.utils.set_random_seed(job.seed)
     network = build_stage_network(config, job.config, bundle)
     job = replace(job, config=unfreeze_random_start("EF-FER1", job.config)[0])
@@ -170,12 +170,12 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 
 
 def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
-    """Return a note where published weights get pixels of another scale than they were trained with; else None."""
+    """Return a note if published weights are used with another pixel scaling than in their training, else None."""
     pretrain, scaling = config.pretrain, config.model.pixel_scaling
     own = [find_backbone(name).preprocessing for name in config.model.branches or (config.model.backbone,)]
     if pretrain is None or all(choose_preprocessing(each, scaling) == each for each in own):
         return None
-    # A run's or an artifact's backbone has its scaling beside it, which must be the same.
+    # The scaling of a run's or an artifact's backbone is recorded and must match, so it needs no note.
     published = [name for name in pretrain.list_of_weights if _is_published(name)]
     if not published:
         return None
@@ -187,12 +187,12 @@ def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
 
 
 def _is_published(weights: str) -> bool:
-    """Tell whether a value of pretrain.weights is imagenet or a file, not a folder of dlfer's own."""
+    """Return whether a value of pretrain.weights is "imagenet" or a weights file, in contrast to a run or artifact."""
     return weights == "imagenet" or resolve_path(weights).suffix in _PUBLISHED_FILES
 
 
 def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
-    """Put a backbone that was not trained by this experiment into `folder`."""
+    """Write a backbone that was not trained by this experiment to `folder`."""
     wanted, model = config.pretrain.weights, config.model
     if random_weights:
         source = "random weights (--smoke)"
@@ -225,10 +225,10 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
 
 
 def _take_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None:
-    """Put a backbone that dlfer wrote into `folder`; one that goes on beyond model.feature_level ends there.
+    """Copy a backbone that dlfer wrote to `folder`, cut off at `model.feature_level` if it extends beyond it.
 
     Raises:
-        ModelError, TransferError: see `carry_backbone`, or the source is another network.
+        ModelError, TransferError: see `carry_backbone`.
     """
     model, found = config.model, set(read_backbone_record(source)["variables"])
     if model.feature_level is not None:
@@ -247,13 +247,13 @@ def _take_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None
 def _end_at_level(
     source: TransferNetwork, built_by: ModelConfig, model: ModelConfig
 ) -> tuple[TransferNetwork, list[str]]:
-    """Return a network whose backbone ends at the feature level of `model`, and what it leaves out of the source's.
+    """Return a network whose backbone ends at the feature level of `model`, and the paths of left-out variables.
 
     Args:
-        source: with the weights.
-        built_by: the section `model` of the source. One of another backbone is returned as it is, to be refused where the
-            weights are compared.
-        model: the section that is asked for.
+        source: the network with the weights; returned unchanged if it has another backbone, which is refused later
+            when the weights are compared.
+        built_by: the section `model` from which the source was built.
+        model: the requested section `model`.
     """
     is_same = (built_by.branches, built_by.backbone, built_by.stem) == ((), model.backbone, model.stem)
     if not is_same or built_by.feature_level == model.feature_level or model.feature_level is None:
@@ -265,7 +265,7 @@ def _end_at_level(
 
 
 def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Callable[[], np.ndarray]) -> Pretrained:
-    """Put MobileNet's backbone from VGGFace2 into `folder`, with the statistics of training images of EF-FER2."""
+    """Write MobileNet's backbone from VGGFace2 to `folder`, with BatchNorm statistics on EF-FER2's training images."""
     file, stage = resolve_path(config.pretrain.weights_file), config.finetune
     tensors = read_face_weights(file)
     whole = _build(config, config.model.model_copy(update={"feature_level": None}))
@@ -289,8 +289,8 @@ def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Call
 
 
 def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
-    """Put a hybrid's backbone into `folder` whose branches each have the weights of their own source."""
-    # What fuses the branches is drawn here.
+    """Write a hybrid's backbone to `folder`, with the weights of each branch from its own source."""
+    # The layers that fuse the branches get random weights.
     keras.utils.set_random_seed(config.pretrain.seed)
     parts = _build(config)
     branches = {}
@@ -313,10 +313,10 @@ def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
 
 
 def divide_branches(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
-    """Return, for each branch of a hybrid, the experiment of its backbone alone with its own weights.
+    """Return, for each branch of a hybrid, an experiment with only its backbone and the source of its weights.
 
     Raises:
-        ModelError: imagenet is asked for where there are no ImageNet weights, for all such branches at once.
+        ModelError: imagenet is requested for branches without ImageNet weights; the message lists all of them.
     """
     weights, folder = config.pretrain.weights, config.pretrain.weights_file
     found, without = {}, []
@@ -349,7 +349,7 @@ def _build(config: ExperimentConfig, model: ModelConfig | None = None) -> Transf
 
 
 def _share_files(source: Path, target: Path) -> None:
-    """Link (or copy) the files of a backbone into a run, so that the run can be moved as it is."""
+    """Link (or copy) the files of a backbone into the folder of a run, so that the run is self-contained."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.rglob("*")):
         if not path.is_dir():
@@ -357,7 +357,7 @@ def _share_files(source: Path, target: Path) -> None:
 
 
 def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:
-    """What a split holds; of a streamed one, which is not read for this, its name, length and place."""
+    """Return a fingerprint of a split's contents; streamed ones are not read but named by path and size."""
     if isinstance(split, Split):
         images = compute_fingerprint(split)
         if split.soft_targets is None:

@@ -1,9 +1,8 @@
-"""Which device, which compiler, which determinism; and several hosts as one: who belongs to the cluster, and what its
-processes tell each other.
+"""Choice of device, compilation and determinism; and training over several hosts with communication between them.
 
-The cluster is described by the environment alone, as schedulers set it: TF_CONFIG, or Slurm's variables. One
-process a host; the first is the chief, which does everything a single process does and writes every file. The
-others follow: they wait for the chief to begin a stage, do their share of each of its steps, and write nothing.
+The cluster is described only by environment variables that schedulers set: TF_CONFIG, or those of Slurm. Each host runs
+one process. The first is the chief, which does everything that a single process does and writes all files. The others
+are followers: they wait for the chief to begin a stage, do their share of each of its steps, and write nothing.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-# Numbers that are added up at a time; two sizes, so that TensorFlow traces two functions only.
+# Sizes of the chunks that are summed over processes; only two, so that TensorFlow traces only two functions.
 _FEW, _MANY = 16, 2**18
 
 
 class Cluster:
-    """The processes of one distributed training, and sums over them.
+    """The processes of a distributed training, and their communication.
 
     Attributes:
         strategy: MultiWorkerMirroredStrategy over all devices of all hosts.
-        share: which host this process is; host 0 is the chief.
-        is_busy: whether a stage is on; a process that fails there leaves the others to find it gone.
+        share: index of this process' host and number of hosts; host 0 is the chief.
+        is_busy: whether a stage is running; a process that fails in a stage cannot notify the others.
     """
 
     def __init__(self, resolver: tf.distribute.cluster_resolver.ClusterResolver) -> None:
@@ -53,12 +52,12 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes files and leads."""
+        """Whether this process is the chief, which leads the training and writes files."""
         return self.share.index == 0
 
     @contextlib.contextmanager
     def explain_loss(self) -> Iterator[None]:
-        """Turn the error of an operation whose peers are gone into one that says so."""
+        """Raise WorkerLost in place of TensorFlow's error when another process has ended during an operation."""
         import tensorflow as tf
 
         lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
@@ -73,7 +72,7 @@ class Cluster:
             ) from error
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of float64 `values` (any shape, the same everywhere) over all processes."""
+        """Return the sum over all processes of float64 `values`, whose shape is the same in each of them."""
         flat = np.asarray(values, np.float64).ravel()
         size = _FEW if len(flat) <= _FEW else _MANY
         sums = []
@@ -86,14 +85,14 @@ class Cluster:
         return np.concatenate(sums).reshape(np.shape(values))
 
     def tell(self, value: dict) -> dict:
-        """Return the chief's JSON-ready `value` in every process."""
+        """Broadcast the chief's JSON-serialisable `value`; return it in every process."""
         text = np.frombuffer(json.dumps(value).encode(), np.uint8) if self.is_chief else np.zeros(0)
         size = int(self.add(np.array([float(len(text))]))[0])
         sent = text.astype(np.float64) if self.is_chief else np.zeros(size)
         return json.loads(self.add(sent).astype(np.uint8).tobytes())
 
     def spread(self, variables: list[keras.Variable]) -> None:
-        """Set `variables` to the chief's values in every process; float64 holds each of them exactly."""
+        """Broadcast the chief's values of `variables` to every process, as float64, which represents them exactly."""
         own = [np.asarray(keras.ops.convert_to_numpy(variable.value), np.float64) for variable in variables]
         flat = np.concatenate([values.ravel() for values in own]) if own else np.zeros(0)
         flat = self.add(flat if self.is_chief else np.zeros_like(flat))
@@ -115,7 +114,7 @@ class Cluster:
         return run
 
     def _place(self, values: np.ndarray):
-        """Put `values` on the first device of this process and zeros on the others."""
+        """Return a distributed value: `values` on the first device of this process, zeros on the others."""
         import tensorflow as tf
 
         given = iter([values])
@@ -126,10 +125,10 @@ class Cluster:
 
 @functools.cache
 def join_cluster() -> Cluster | None:
-    """Return the cluster that the environment describes, waiting for its other processes; None for one host.
+    """Return the cluster that the environment describes, after waiting for its other processes; None for one host.
 
-    TF_CONFIG with more than one worker is enough. Under Slurm, whose tasks may also be runs of their own,
-    DLFER_CLUSTER=slurm says that they are one. To be called before the first operation of the process.
+    TF_CONFIG with more than one worker suffices. Slurm's tasks may also be independent runs, so they form a cluster
+    only with DLFER_CLUSTER=slurm. The first call must come before the process' first TensorFlow operation.
 
     Raises:
         EnvironmentProblem: the variables are incomplete or contradict each other, or the backend is not TensorFlow.
@@ -152,7 +151,7 @@ def _find_resolver() -> tf.distribute.cluster_resolver.ClusterResolver | None:
     if os.environ.get(CLUSTER_VARIABLE) != "slurm":
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        # Slurm itself shows each task its GPUs; the resolver would count them with nvidia-smi and divide again.
+        # Slurm already assigns GPUs to each task; the resolver would count them with nvidia-smi and divide them again.
         tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
@@ -167,9 +166,9 @@ def _find_resolver() -> tf.distribute.cluster_resolver.ClusterResolver | None:
 
 
 def dismiss_followers(problem: str | None) -> None:
-    """Let the other processes go, with what went wrong here, if anything did.
+    """Tell the followers to end, with a description of the chief's problem, if any.
 
-    In the middle of a stage, or with a process gone, they cannot listen; then they notice that this one ends.
+    During a stage, or after the loss of a process, they cannot receive it; they end when this process does.
     """
     cluster = join_cluster() if join_cluster.cache_info().currsize else None
     if cluster is not None and not cluster.is_busy:
@@ -178,14 +177,14 @@ def dismiss_followers(problem: str | None) -> None:
 
 @dataclass(frozen=True)
 class Device:
-    """What the networks of a run compute on.
+    """The device or devices on which a run computes its networks.
 
     Attributes:
         kind: "cpu" or "gpu".
-        name: as the backend calls it.
+        name: name of the first device in the backend.
         jit: whether training steps are compiled by XLA.
         backend: "tensorflow", "jax" or "torch".
-        replicas: number of devices that share a batch, on all hosts together.
+        replicas: number of devices that can share a batch, on all hosts together.
         workers: number of hosts.
     """
 
@@ -197,15 +196,15 @@ class Device:
     workers: int = 1
 
     def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
+        """Return the fields as JSON-serialisable values."""
         return asdict(self)
 
 
 def _use_cpu(backend: str) -> None:
-    """Let JAX compute on the CPU; refuse where PyTorch would take a GPU, which Keras chooses when it is imported.
+    """Make JAX compute on the CPU; for PyTorch, whose device Keras chooses at import, only check that it is the CPU.
 
     Raises:
-        EnvironmentProblem: it, or JAX that is in use already, computes on a GPU.
+        EnvironmentProblem: PyTorch, or JAX that has been used before, computes on a GPU.
     """
     if backend == "jax":
         import jax
@@ -224,14 +223,14 @@ def _use_cpu(backend: str) -> None:
 
 
 def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> Device:
-    """Return the device of the experiment, hiding GPUs where it asks for the CPU; join the other hosts, if any.
+    """Return the device of the experiment, hiding GPUs if it asks for the CPU; join the other hosts, if any.
 
-    XLA on a CPU trains an EfficientNet at several times the time of plain TensorFlow, on a GPU it is
-    what one wants; so `jit: auto` goes by the device. JAX has nothing but XLA, PyTorch runs eagerly.
+    On a CPU, training an EfficientNet with XLA takes several times as long as with plain TensorFlow; on a GPU, XLA is
+    faster. So `jit: auto` depends on the device. JAX always uses XLA, and PyTorch runs eagerly.
 
     Raises:
-        EnvironmentProblem: a GPU is required and none is found, there are fewer devices than asked for, or the CPU is asked
-            for in a process that has used a GPU.
+        EnvironmentProblem: a GPU is required and none is found, there are fewer devices than requested, or the CPU is
+            requested in a process that has used a GPU.
     """
     backend = keras.backend.backend()
     if config.device == "cpu" and backend == "tensorflow":
@@ -247,7 +246,7 @@ def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> De
     if config.device == "cpu" and backend != "tensorflow":
         _use_cpu(backend)
     if config.devices != "auto" and backend == "jax":
-        # JAX counts its devices when it is first asked for any, GPUs included.
+        # JAX fixes its devices at the first query, even one for GPUs, so the CPU is divided before.
         _divide_cpu(backend, config.devices)
     gpus = [] if config.device == "cpu" else list_gpus()
     if (require_gpu or config.device == "gpu") and not gpus:
@@ -269,7 +268,7 @@ def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> De
 
 
 def _count_replicas(config: ExperimentSection, backend: str, num_gpus: int) -> int:
-    """Return how many devices share a batch; make as many of the CPU where they are asked for."""
+    """Return the number of devices that can share a batch, dividing the CPU into logical devices if requested."""
     if config.devices == "auto":
         return max(1, num_gpus) if backend != "torch" else 1
     if config.devices == 1:
@@ -289,7 +288,7 @@ def _count_replicas(config: ExperimentSection, backend: str, num_gpus: int) -> i
 
 
 def _divide_cpu(backend: str, wanted: int) -> int:
-    """Make the CPU look like several devices, if this process has not computed yet; return how many there are."""
+    """Divide the CPU into `wanted` logical devices, unless devices are initialised; return the number of devices."""
     if backend == "jax":
         import jax
 
@@ -298,7 +297,7 @@ def _divide_cpu(backend: str, wanted: int) -> int:
         return len(jax.devices("cpu"))
     import tensorflow as tf
 
-    # Too late once TensorFlow has computed; what was made then still counts.
+    # Raises once TensorFlow has initialised its devices; those created by an earlier call are still counted.
     with contextlib.suppress(RuntimeError):
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
@@ -306,7 +305,7 @@ def _divide_cpu(backend: str, wanted: int) -> int:
 
 
 def list_gpus() -> list[str]:
-    """Return the names of the GPUs that the backend of Keras sees."""
+    """Return the names of the GPUs that are visible to Keras' backend."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -322,7 +321,7 @@ def list_gpus() -> list[str]:
 
 
 def set_determinism(config: ExperimentSection) -> None:
-    """Make the operations of this process repeatable bit by bit, if the experiment asks for it."""
+    """Make the operations of this process bitwise reproducible if `experiment.deterministic` is set."""
     if not config.deterministic:
         return
     backend = keras.backend.backend()

@@ -1,20 +1,20 @@
-"""How the steps of a stage are done, and the moving average of its weights with BatchNorm statistics of its own.
+"""Training loops of a stage, and the moving average of its weights with BatchNorm statistics of its own.
 
-Steps are done on one device, or on several under JAX, by Keras' own `fit`; on several devices of TensorFlow, on one host or on
-many, by a loop of our own around `strategy.run`. A loop trains `network` and can `publish` its weights into `plain`, the network
-that the caller knows and that predicts on one device; on one device the two are the same.
+On one device, and on several under JAX, training steps are those of Keras' `fit`; on several devices under TensorFlow,
+on one or more hosts, those of our own loop around `strategy.run`. A loop trains `network` and can `publish` its weights
+to `plain`, the caller's network, which predicts on one device; on one device the two are the same.
 
-`fit` divides a batch where mixup's partners are then parted, clips gradients before they are summed, and does not
-work over several hosts in Keras 3.15. In our loop a batch is divided so that partners stay together, each device computes
-its share of the loss of the whole batch, and the summed gradient is clipped: the step is that of one device, but
-for BatchNorm, whose statistics are those of each device's part. Their moving averages are averaged over the
-devices before anything is evaluated or saved.
+With several devices, Keras 3.15's `fit` separates the partners of mixup when it divides a batch, clips gradients before
+they are summed, and does not support several hosts. Our loop keeps partners together, computes on each device its part
+of the loss of the whole batch, and clips the summed gradient. Thus a step is the same as on one device except for
+BatchNorm, which uses the statistics of each device's part of the batch. The moving statistics are averaged over the
+devices before evaluating or saving.
 
-The optimiser averages the trained weights. BatchNorm's moving mean and variance belong to the raw weights: they describe
-feature maps that the averaged weights do not produce. After the first epoch of `experiments/mobilenet_faces.yaml` the averaged
-weights with these statistics had an accuracy of 20.8 % on 1,200 images of PublicTest, the raw weights 57.9 %, and the averaged
-weights with statistics computed on 1,024 training images 60.3 %. Source: Izmailov et al., "Averaging Weights Leads to Wider
-Optima and Better Generalization", UAI 2018, section 3.2.
+The optimiser averages the trained weights. BatchNorm's moving mean and variance belong to the raw weights and describe
+feature maps that the averaged weights do not produce. After the first epoch of `experiments/mobilenet_faces.yaml`, the
+averaged weights with these statistics had an accuracy of 20.8 % on 1,200 images of PublicTest, the raw weights 57.9 %,
+and the averaged weights with statistics computed on 1,024 training images 60.3 %. Source: Izmailov et al., "Averaging
+Weights Leads to Wider Optima and Better Generalization", UAI 2018, section 3.2.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ AfterStep = Callable[[float, float], None]
 
 
 class StepWatcher(keras.callbacks.Callback):
-    """Counts the steps of one epoch in the stage's state and hands each on.
+    """A Keras callback that updates the stage's state after each step of an epoch and calls `after_step`.
 
-    Keras gives running means since `fit` began; an epoch that goes on in the middle adds the sums that
-    were done before.
+    Keras reports running means since `fit` began; when an epoch is resumed, the sums of its earlier steps are added.
     """
 
     def __init__(self, state: StageState, after_step: AfterStep) -> None:
@@ -68,13 +67,13 @@ class StepWatcher(keras.callbacks.Callback):
 
 
 class FitLoop:
-    """Steps by `fit`.
+    """A training loop that uses Keras' `fit`.
 
     Attributes:
-        network: what is trained.
-        plain: what the weights are published into.
+        network: the network that is trained.
+        plain: the network to which the weights are published.
         replicas: number of devices that share a batch.
-        share: which host this process is; here always the only one.
+        share: index of this process' host and number of hosts; here always that of a single host.
     """
 
     share = WHOLE
@@ -86,11 +85,11 @@ class FitLoop:
         self.training = TrainingNetwork(network, fill=fill)
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """What variables are made and steps are done in."""
+        """Return the context in which variables are created and steps are run."""
         return contextlib.nullcontext()
 
     def compile(self, build: Callable[[], keras.optimizers.Optimizer], loss: keras.losses.Loss):
-        """Make ready for steps on what is trainable now; return the optimiser that `build` makes."""
+        """Compile the training of the variables that are now trainable; return the optimiser that `build` returns."""
         with self.scope():
             optimizer = build()
             self.training.compile(
@@ -104,7 +103,7 @@ class FitLoop:
         return optimizer
 
     def train(self, batches: Iterator[Batch], steps: int, state: StageState, after_step: AfterStep) -> None:
-        """Do `steps` steps; after each count it in `state` and call `after_step` with the running means."""
+        """Run `steps` steps; after each, update `state` and call `after_step` with the running loss and accuracy."""
         with self.scope():
             self.training.fit(
                 batches,
@@ -117,26 +116,26 @@ class FitLoop:
             )
 
     def fetch(self) -> None:
-        """Bring every variable up to date: JAX keeps their values to itself while it fits."""
+        """Update the values of all variables, which under JAX are not written back to them during `fit`."""
         if hasattr(self.training, "jax_state_sync"):
             self.training.jax_state_sync()
 
     def publish(self) -> None:
-        """Copy the weights into the plain network, where that is another one."""
+        """Copy the weights to the plain network if that is another one."""
         if self.plain is not self.network:
             copy_values(self.network.model, self.plain.model)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this process is the chief, which writes files."""
         return self.share.index == 0
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """Return which of the wishes any process has."""
+        """Return, for each of the flags, whether it is set in any process."""
         return wishes
 
     def tell(self, value: dict) -> dict:
-        """Return the first process' JSON-ready `value`."""
+        """Broadcast the chief's JSON-serialisable `value`; return it in every process."""
         return value
 
     def add(self, values: np.ndarray) -> np.ndarray:
@@ -144,17 +143,17 @@ class FitLoop:
         return values
 
     def spread(self, variables: list[keras.Variable]) -> None:
-        """Give every process the first one's values of `variables`, once, before the first step."""
+        """Broadcast the chief's values of `variables` to every process; called once, before the first step."""
 
 
 def copy_values(source: keras.Model, target: keras.Model) -> None:
-    """Set the variables of `target` to those of `source`, in order, dropout seeds included."""
+    """Copy the values of all variables, including dropout seeds, from `source` to `target`, in order."""
     for variable, other in zip(source.variables, target.variables, strict=True):
         other.assign(keras.ops.convert_to_numpy(variable.value))
 
 
 def clone_network(network: TransferNetwork) -> TransferNetwork:
-    """Return a network of the same form and the same values with variables of its own."""
+    """Return a copy of the network with the same values in new variables."""
     model = keras.Model.from_config(network.model.get_config())
     heads = [(place, type(head).from_config(head.get_config())) for place, head in network.auxiliary]
     copy = assemble_network(model, network.name_parts(), activation=network.activation, heads=heads)
@@ -165,9 +164,9 @@ def clone_network(network: TransferNetwork) -> TransferNetwork:
 
 
 class ShardedFitLoop(FitLoop):
-    """Steps by `fit` under keras.distribution.DataParallel: JAX divides each batch over its devices.
+    """A loop that uses `fit` under keras.distribution.DataParallel, where JAX divides each batch over its devices.
 
-    The arithmetic is that of one device, BatchNorm's statistics over the whole batch included.
+    The arithmetic is that of one device; BatchNorm, too, uses the statistics of the whole batch.
     """
 
     def __init__(self, network: TransferNetwork, *, fill: str, jit: bool, replicas: int) -> None:
@@ -188,17 +187,17 @@ class ShardedFitLoop(FitLoop):
 
 
 class WeightAverage:
-    """The averaged weights of the network that a loop trains.
+    """The moving average of the weights of the network that a loop trains.
 
     Args:
-        loop: that trains the network.
-        optimizer: of the loop; it keeps the averages of the weights.
-        fill: what is outside of a warped image, as in training.
+        loop: the loop that trains the network.
+        optimizer: the optimiser of the loop, which computes the averages of the weights.
+        fill: how warped images are filled outside their edges, as in training.
     """
 
     def __init__(self, loop: FitLoop, optimizer: keras.optimizers.Optimizer, *, fill: str) -> None:
         self._loop, self._optimizer = loop, optimizer
-        # The plain network has the same layers; what is frozen is known by the trained one alone.
+        # The plain network has the same layers, but only those of the trained network are marked as frozen.
         norms = list_batch_norms(loop.plain.model)
         is_frozen = [not norm.trainable for norm in list_batch_norms(loop.network.model)]
         self._frozen = [norm for norm, frozen in zip(norms, is_frozen, strict=True) if frozen]
@@ -207,13 +206,13 @@ class WeightAverage:
         self._values: list[tuple[keras.Variable, np.ndarray]] = []
 
     def update(self, batches: Iterator[Batch] | None, *, num_images: int) -> None:
-        """Take the averages as they are now.
+        """Store the current averages of the weights.
 
         Args:
-            batches: this process' share of training batches, as `iterate_epoch` yields them. BatchNorm's statistics are
-                computed on the first ones: the mean over the batches of their means and variances. None: the
-                statistics of the raw weights are kept.
-            num_images: on how many images of all processes together, rounded up to whole batches.
+            batches: this process' share of training batches from `iterate_epoch`. BatchNorm's statistics are computed
+                on the first ones, as the means of the batches' means and variances, weighted by batch size. None
+                keeps the statistics of the raw weights.
+            num_images: number of images for the statistics over all processes, rounded up to whole batches.
         """
         trained, averages = self._optimizer._trainable_variables, self._optimizer._model_variables_moving_average
         self._values = [(variable, _read(average)) for variable, average in zip(trained, averages, strict=True)]
@@ -224,13 +223,13 @@ class WeightAverage:
             self._values += statistics
 
     def apply(self) -> None:
-        """Set the network's variables to the averages."""
+        """Set the network's variables to the stored averages."""
         for variable, values in self._values:
             variable.assign(values)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights; afterwards the raw ones."""
+        """Set the network's weights to the stored averages inside the block, and restore the raw weights afterwards."""
         raw = [(variable, _read(variable)) for variable, _ in self._values]
         self.apply()
         try:
@@ -240,14 +239,14 @@ class WeightAverage:
                 variable.assign(values)
 
     def _compute_statistics(self, batches: Iterator[Batch], num_images: int) -> list[tuple[keras.Variable, np.ndarray]]:
-        """Return the trained network's variables for means and variances with their new values; nothing is changed."""
+        """Return BatchNorm's moving means and variances in the trained network with new values, which are not set."""
         loop, plain = self._loop, self._loop.plain.model
         kept = [(variable, _read(variable)) for variable in plain.non_trainable_variables]
         moving = [variable for norm in self._norms for variable in (norm.moving_mean, norm.moving_variance)]
         sums, count = [np.zeros(variable.shape) for variable in moving], 0
         momentum, trainable = [norm.momentum for norm in self._norms], [norm.trainable for norm in self._frozen]
         for norm in self._norms:
-            norm.momentum = 0.0  # after each batch the moving statistics are those of the batch
+            norm.momentum = 0.0  # so that after each batch the moving statistics are those of the batch
         for norm in self._frozen:
             norm.trainable = False
         try:
@@ -263,7 +262,7 @@ class WeightAverage:
                 norm.momentum = value
             for norm, value in zip(self._frozen, trainable, strict=True):
                 norm.trainable = value
-            for variable, values in kept:  # with the seeds of dropout
+            for variable, values in kept:  # including dropout seeds
                 variable.assign(values)
         if loop.share.count > 1:
             sums, count = [loop.add(total) for total in sums], loop.add(np.array([float(count)]))[0]
@@ -280,7 +279,7 @@ def _read(variable: keras.Variable) -> np.ndarray:
 
 
 def _compile_forward(network: TrainingNetwork) -> Callable[[Mapping[str, Any]], None]:
-    """Return a function that passes inputs through a network as a training step does; TensorFlow traces it once."""
+    """Return a function that runs a network's forward pass in training mode, compiled to a graph under TensorFlow."""
 
     def forward(inputs: Mapping[str, Any]) -> None:
         network(inputs, training=True)
@@ -293,13 +292,14 @@ def _compile_forward(network: TrainingNetwork) -> Callable[[Mapping[str, Any]], 
 
 
 class ReplicaLoop(FitLoop):
-    """Steps on the devices of a tf.distribute strategy, in this process.
+    """A training loop over the devices of a tf.distribute strategy.
 
     Args:
-        network: the caller's; a copy of it is trained.
-        strategy: whose devices share a batch.
-        batch_images: images of a whole batch, over all processes.
-        fill, jit: as of the stage.
+        network: the caller's network; a copy of it is trained.
+        strategy: the strategy whose devices share a batch.
+        batch_images: number of images of a whole batch, over all processes.
+        fill: how warped images are filled outside their edges.
+        jit: whether XLA compiles each device's computation.
     """
 
     def __init__(
@@ -323,18 +323,18 @@ class ReplicaLoop(FitLoop):
         return self.optimizer
 
     def _make_step(self, loss: keras.losses.Loss) -> Callable:
-        """Return (parts of a batch) -> (loss, accuracy) of the whole batch, float32 scalars; it trains one step."""
+        """Return a function that does a training step on a divided batch and returns its [loss, accuracy], float32."""
         import tensorflow as tf
 
         training, optimizer, batch_images = self.training, self.optimizer, self.batch_images
         variables = [variable.value for variable in training.trainable_variables]
 
-        # XLA compiles each device's own work; sums over devices and the update stay outside of it.
+        # XLA compiles only each device's own computation, not the sums over devices and the update.
         @tf.function(jit_compile=self.jit)
         def compute(inputs, targets):
             with tf.GradientTape() as tape:
                 logits = training(inputs, training=True)
-                # Called as a whole, the loss would divide by the number of images on this device, and of devices.
+                # `loss(...)` would divide the sum by this device's number of images and by the number of devices.
                 value = tf.reduce_sum(loss.call(targets, logits)) / batch_images
             hits = tf.equal(tf.argmax(targets, axis=1), tf.argmax(take_own_logits(logits), axis=1))
             return tape.gradient(value, variables), value, tf.reduce_sum(tf.cast(hits, tf.float32)) / batch_images
@@ -363,7 +363,7 @@ class ReplicaLoop(FitLoop):
             after_step(state.sums["loss"] / state.step, state.sums["accuracy"] / state.step)
 
     def _divide(self, batch: Batch) -> tuple:
-        """Give each device of this process its rows of this process' batch."""
+        """Divide this process' rows of a batch over its devices."""
         import tensorflow as tf
 
         inputs, targets = batch
@@ -378,7 +378,7 @@ class ReplicaLoop(FitLoop):
     def fetch(self) -> None:
         """Average BatchNorm's moving statistics over the devices.
 
-        They are linear in what each step gives, so averaging them now and then changes nothing of the outcome.
+        They are linear in the batch statistics of each step, so the result does not depend on how often this is done.
         """
         import tensorflow as tf
 
@@ -399,7 +399,7 @@ class ReplicaLoop(FitLoop):
             self.strategy.run(average)
 
     def spread(self, variables: list[keras.Variable]) -> None:
-        """Let each device draw dropout of its own, from the first device's seed and its number."""
+        """Add the number of each device to its dropout seeds, so that devices draw different masks."""
         import tensorflow as tf
 
         states = [v.value for v in self.network.variables if v.path.endswith("seed_generator_state")]
@@ -415,27 +415,27 @@ class ReplicaLoop(FitLoop):
 
 @functools.cache
 def mirror_devices(kind: str, replicas: int) -> tf.distribute.Strategy:
-    """Return the strategy over the first `replicas` GPUs or logical CPU devices of this host; one per process."""
+    """Return the strategy over this host's first `replicas` GPUs or logical CPU devices, created once per process."""
     import tensorflow as tf
 
     names = [f"{kind.upper()}:{index}" for index in range(replicas)]
     return tf.distribute.MirroredStrategy(names)
 
 
-# BatchNorm's statistics of a part need more than one image, and mixup's partners stay together.
+# Per device: BatchNorm's statistics need more than one image, and mixup's partners stay together.
 MIN_IMAGES = 2
 
 
 def build_loop(job: StageJob, network: TransferNetwork, *, batch_images: int) -> FitLoop:
-    """Return what does the steps of a stage.
+    """Build the training loop of a stage for its devices and backend.
 
     Args:
-        job: of the stage; its device says how many devices there are.
-        network: the caller's.
-        batch_images: images of a batch.
+        job: the job of the stage, whose device holds the number of devices.
+        network: the caller's network.
+        batch_images: number of images of a batch.
 
     Raises:
-        ConfigError: over several hosts, a batch that does not divide.
+        ConfigError: there are several hosts, and the batch does not divide evenly over their devices.
     """
     device, cluster = job.device, join_cluster()
     given = {"fill": job.config.augment.fill, "jit": device.jit}
@@ -451,13 +451,13 @@ def build_loop(job: StageJob, network: TransferNetwork, *, batch_images: int) ->
 
 
 def choose_replicas(available: int, batch_images: int) -> int:
-    """Return how many devices share a batch: the most that divide it into parts of at least two images."""
+    """Return the largest number of devices that divide a batch evenly into parts of at least two images."""
     fitting = [n for n in range(1, available + 1) if batch_images % n == 0 and batch_images // n >= MIN_IMAGES]
     return max(fitting, default=1)
 
 
 def describe_replicas(job: StageJob, batch_images: int) -> str | None:
-    """Return how a batch is divided, for the terminal and the log; None on one device."""
+    """Return a description of how a batch is divided over devices, for the terminal and the log; None on one device."""
     available = job.device.replicas
     if available == 1:
         return None
@@ -475,7 +475,7 @@ def describe_replicas(job: StageJob, batch_images: int) -> str | None:
 
 @contextmanager
 def lead_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> Iterator[None]:
-    """Begin a stage with the other hosts, if there are any, and note whether all have left it together."""
+    """Begin a stage together with the other hosts, if any, and record whether all processes ended it together."""
     cluster = join_cluster()
     if cluster is None:
         yield
@@ -502,11 +502,11 @@ def _check_divides(job: StageJob, batch_images: int) -> None:
 
 
 class HostLoop(ReplicaLoop):
-    """Steps on all devices of all hosts; every process does the same ones at the same time.
+    """A training loop over all devices of all hosts, whose processes run the same steps at the same time.
 
     Args:
-        cluster: that this process has joined.
-        network, batch_images, fill, jit: as of a ReplicaLoop.
+        cluster: the cluster that this process has joined.
+        network, batch_images, fill, jit: see `ReplicaLoop`.
     """
 
     def __init__(self, network: TransferNetwork, *, cluster: Cluster, batch_images: int, fill: str, jit: bool) -> None:
@@ -541,7 +541,7 @@ class HostLoop(ReplicaLoop):
 
 
 def announce_stage(cluster: Cluster, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
-    """Tell the processes that follow what is going to be trained: network, data and recipe, without weights."""
+    """Broadcast the settings, the network without weights, and the labels and sizes of the data to the followers."""
     cluster.tell(
         {
             "stage": job.name,

@@ -1,8 +1,8 @@
 """Losses, learning-rate schedules and optimisers, built from their sections of the experiment.
 
-Keras composes an update of Adam from some 25 operations for every variable, which makes 13,000 of the 21,000 operations of a
-training step of EfficientNet-B3; TensorFlow's own kernels do the same arithmetic in one. benchmarks/train_step.py measures what
-that brings.
+Keras composes Adam's update of each variable from some 25 operations, which are 13,000 of the 21,000 operations of a
+training step of EfficientNet-B3; TensorFlow's kernel does the same arithmetic in one operation.
+benchmarks/train_step.py measures the gain.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from dlfer.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from dlfer.model.paper_backbones import AUXILIARY_LOSS_WEIGHT
 
 LOG_OF_NOTHING = float(np.finfo(np.float32).min) / 2
-"""A logarithm whose exponential is 0 in float32, and whose gradient stays finite."""
+"""A finite stand-in for log(0) in float32: its exponential is 0, and gradients through it stay finite."""
 
 
 def build_loss(config: LossConfig, *, auxiliary: int = 0, class_weights: np.ndarray | None = None) -> keras.losses.Loss:
     """Build the loss between one-hot (or mixed) targets [B, C] and logits [B, C].
 
-    binary_crossentropy sees the C outputs as C yes-or-no questions, as a sigmoid head answers them;
-    focal is the categorical focal loss (Lin et al. 2017) without class weights: those are
-    `balance: class_weight`.
+    "binary_crossentropy" treats the C outputs as independent binary classifications, as a sigmoid head does. "focal" is
+    the categorical focal loss (Lin et al. 2017) without its class weights, for which there is `balance: class_weight`.
 
     Args:
-        config: its section.
-        auxiliary: number of auxiliary heads; with some, logits are [B, 1 + auxiliary, C].
-        class_weights: float [C], what the share of each class in a target counts; None is 1 for all.
+        config: the section `loss`.
+        auxiliary: number of auxiliary heads; if it is not 0, logits are [B, 1 + auxiliary, C].
+        class_weights: weights of the classes, float [C], applied to their shares of a target; None weights all by 1.
     """
     if class_weights is not None:
         return ClassWeighted(build_loss(config, auxiliary=auxiliary), class_weights)
@@ -44,11 +43,10 @@ def build_loss(config: LossConfig, *, auxiliary: int = 0, class_weights: np.ndar
 
 
 class ClassWeighted(keras.losses.Loss):
-    """A loss L in which the share t_k of class k in a target counts w_k: sum over k of w_k t_k L(one-hot k, logits).
+    """A class-weighted loss: the sum over classes k of w_k t_k L(one-hot k, logits), with weights w and targets t.
 
-    All losses here are linear in targets that sum to one, label smoothing included, so that this is the total
-    m = sum over k of w_k t_k, times the loss of the target w_k t_k / m. For a one-hot target it is the row's loss
-    times the weight of its class.
+    All losses L here are linear in targets that sum to one, including label smoothing, so the sum is equal to
+    m L(w t / m, logits) with m = sum over k of w_k t_k. For a one-hot target it is L times the weight of its class.
     """
 
     def __init__(self, base: keras.losses.Loss, class_weights: np.ndarray) -> None:
@@ -57,22 +55,22 @@ class ClassWeighted(keras.losses.Loss):
         self.class_weights = np.asarray(class_weights, np.float32)
 
     def call(self, y_true, y_pred):
-        """Return float [B], the loss of each row."""
+        """Return the loss of each row, float [B]."""
         weighted = ops.cast(y_true, "float32") * self.class_weights
         total = ops.sum(weighted, axis=-1)
-        # Where nothing counts, the target does not matter.
+        # A row of total weight 0 has the loss 0, whatever its target.
         return total * self.base.call(weighted / ops.maximum(total, 1e-12)[:, None], y_pred)
 
 
 class WithAuxiliary(keras.losses.Loss):
-    """A loss of logits [B, 1 + A, C]: of the first ones, plus AUXILIARY_LOSS_WEIGHT times that of each of the others."""
+    """A loss of logits [B, 1 + A, C]: that of the main head plus AUXILIARY_LOSS_WEIGHT times that of each auxiliary."""
 
     def __init__(self, base: keras.losses.Loss) -> None:
         super().__init__(name=base.name)
         self.base = base
 
     def call(self, y_true, y_pred):
-        """Return float [B], the loss of each row."""
+        """Return the loss of each row, float [B]."""
         total = self.base.call(y_true, y_pred[:, 0])
         for number in range(1, y_pred.shape[1]):
             total = total + AUXILIARY_LOSS_WEIGHT * self.base.call(y_true, y_pred[:, number])
@@ -80,22 +78,22 @@ class WithAuxiliary(keras.losses.Loss):
 
 
 def take_own_logits(logits):
-    """Return the network's own logits [B, C] of [B, C] or [B, 1 + A, C]."""
+    """Return the logits of the main head, [B, C], given logits [B, C] or [B, 1 + A, C]."""
     return logits[:, 0] if len(logits.shape) == 3 else logits
 
 
 def compute_hits(y_true, y_pred):
-    """Return float [B], 1 where the network's own largest logit is that of the largest target."""
+    """Return float [B], 1 where the class of the main head's largest logit is that of the largest target."""
     return ops.cast(ops.equal(ops.argmax(y_true, axis=-1), ops.argmax(take_own_logits(y_pred), axis=-1)), "float32")
 
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class FocalFromLogits(keras.losses.Loss):
-    """Categorical focal loss: sum over classes of -y (1 - p)^gamma log p, from logits.
+    """A categorical focal loss from logits: the sum over classes of -y (1 - p)^gamma log p.
 
-    Keras' own version turns logits into clipped probabilities first, and the power of a 1 - p that is rounded to 0
-    has an infinite gradient for gamma below 1. This one computes (1 - p)^gamma as exp(gamma log(1 - p)) with
-    log(1 - p) from the other classes, so that value and gradient are finite for every gamma from 0 on.
+    Keras' version first converts logits to clipped probabilities, and where 1 - p is rounded to 0, the gradient of its
+    power is infinite for gamma below 1. Here (1 - p)^gamma is exp(gamma log(1 - p)), with log(1 - p) computed from the
+    other classes, so that value and gradient are finite for every gamma >= 0.
     """
 
     def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0, **kwargs) -> None:
@@ -104,7 +102,7 @@ class FocalFromLogits(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
-        """Return float [B], the loss of each row."""
+        """Return the loss of each row, float [B]."""
         logs = ops.log_softmax(y_pred, axis=-1)
         targets = ops.cast(y_true, logs.dtype)
         if self.label_smoothing:
@@ -117,13 +115,13 @@ class FocalFromLogits(keras.losses.Loss):
 
 
 def compute_log_complements(logs):
-    """Return log(1 - p), float [B, C], of probabilities p given as their logarithms, float [B, C], without cancellation.
+    """Return log(1 - p), float [B, C], without cancellation, given log p, float [B, C].
 
-    Only the largest p of a row can be near 1, where 1 - p would be rounded to 0: there, it is the sum of the others.
+    Only the largest p of a row can be so near to 1 that 1 - p is rounded to 0; there, 1 - p is the sum of the others.
     """
     is_largest = ops.equal(ops.arange(logs.shape[-1]), ops.cast(ops.argmax(logs, axis=-1), "int32")[..., None])
     of_largest = ops.logsumexp(ops.where(is_largest, LOG_OF_NOTHING, logs), axis=-1, keepdims=True)
-    # p = 0 in place of the largest: the gradient of what is not selected must be finite, too.
+    # The largest p is replaced by 0, since the gradient of the values that are not selected must be finite, too.
     of_others = ops.log1p(-ops.where(is_largest, 0.0, ops.exp(logs)))
     return ops.where(is_largest, of_largest, of_others)
 
@@ -131,7 +129,7 @@ def compute_log_complements(logs):
 def build_schedule(
     config: ScheduleConfig, learning_rate: float, *, steps_per_epoch: int, epochs: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """Build the schedule of one phase; plateau gives a number, which the stage lowers between epochs."""
+    """Build the schedule of one phase; for "plateau", return a number, which the stage lowers between epochs."""
     if config.name == "plateau" or (config.name == "constant" and not config.warmup_epochs):
         return learning_rate
     return StageSchedule(config.model_dump(), learning_rate, steps_per_epoch, epochs)
@@ -140,7 +138,7 @@ def build_schedule(
 def compute_rates(
     schedule: float | keras.optimizers.schedules.LearningRateSchedule, num_steps: int
 ) -> tuple[float, float]:
-    """Return the largest rate of `num_steps` steps, and the rate of the last one."""
+    """Return the largest learning rate of `num_steps` steps, and that of the last step."""
     if isinstance(schedule, int | float):
         return float(schedule), float(schedule)
     rates = ops.convert_to_numpy(schedule(np.arange(max(1, num_steps))))
@@ -149,10 +147,10 @@ def compute_rates(
 
 @keras.saving.register_keras_serializable(package="dlfer")
 class StageSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then constant, step or cosine with restarts, as a function of the step.
+    """A schedule with linear warm-up, followed by a constant, a step or a cosine schedule with restarts.
 
-    The rate of "step" in epoch e (from 0) is learning_rate * factor^floor(max(0, e - start_epoch) / every_epochs); a
-    warm-up multiplies the rates of its own steps and moves no epoch.
+    The rate of "step" in epoch e (from 0) is learning_rate * factor^floor(max(0, e - start_epoch) / every_epochs). A
+    warm-up scales the rates of its own steps and does not shift these epochs.
 
     Args:
         config: fields of ScheduleConfig.
@@ -167,7 +165,7 @@ class StageSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.epochs = epochs
 
     def __call__(self, step):
-        """Return the rate, float32, at `step` (from 0)."""
+        """Return the learning rate, float32, of `step` (from 0)."""
         config = self.config
         epoch = ops.floor_divide(ops.cast(step, "int32"), self.steps_per_epoch)
         step = ops.cast(step, "float32")
@@ -175,7 +173,7 @@ class StageSchedule(keras.optimizers.schedules.LearningRateSchedule):
         after = ops.maximum(step - warmup, 0.0)
         if config["name"] == "cosine":
             period = max(1.0, (self.epochs * self.steps_per_epoch - warmup) / (config["restarts"] + 1))
-            # The last period ends at its end; the ones before fall back to its start.
+            # After the last step of a period the rate restarts, except at the end of the last period.
             index = ops.minimum(ops.floor(after / period), float(config["restarts"]))
             part = ops.minimum((after - index * period) / period, 1.0)
             factor = config["final"] + (1 - config["final"]) * 0.5 * (1 + ops.cos(math.pi * part))
@@ -204,7 +202,7 @@ OPTIMIZERS = {
     "rmsprop": keras.optimizers.RMSprop,
 }
 _PASSED_ON = {"beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho", "weight_decay"}
-"""The keys of OptimizerConfig that Keras' optimisers take by the same name."""
+"""Keys of OptimizerConfig that are passed to Keras' optimisers under the same names."""
 
 
 def build_optimizer(
@@ -215,11 +213,11 @@ def build_optimizer(
     ema,
     clip_scope="global",
 ) -> keras.optimizers.Optimizer:
-    """Build the optimiser; weight decay leaves out biases and normalisation unless its scope is "all".
+    """Build the optimiser; weight decay excludes biases and normalisation parameters unless its scope is "all".
 
     Args:
-        config: name and the keys that it takes; those left out keep Keras' defaults.
-        learning_rate: a number (then it may be changed between epochs) or a schedule.
+        config: name and settings of the optimiser; settings that are None keep Keras' defaults.
+        learning_rate: a number, which may be changed between epochs, or a schedule.
         clip: largest norm of the gradient, or None.
         ema: decay of the moving average of the weights, or None.
         clip_scope: "global", the norm of all gradients together, or "variable", that of each variable's gradient.
@@ -242,7 +240,7 @@ def build_optimizer(
 
 
 def describe_optimizer(config: OptimizerConfig) -> str:
-    """Return name, momentum and weight decay: "sgd (momentum 0.9; weight decay 0.0005, decoupled, kernels only)"."""
+    """Return a description like "sgd (momentum 0.9; weight decay 0.0005, decoupled, kernels only)"."""
     decay = config.weight_decay
     if decay is None and config.name == "adamw":
         decay = keras.optimizers.AdamW().weight_decay
@@ -255,8 +253,8 @@ def describe_optimizer(config: OptimizerConfig) -> str:
 
 
 class _AddsPenalty:
-    """Adds the gradient of an L2 penalty, `penalty` * w, to the gradient of the loss, as PyTorch's `weight_decay` does:
-    after clipping, before momentum and moments."""
+    """A mixin that adds the gradient of an L2 penalty, `penalty` * w, like PyTorch's `weight_decay`: after clipping,
+    before momentum and moments."""
 
     penalty: float
 
@@ -271,23 +269,24 @@ class _AddsPenalty:
 
 
 class _KeepsRawWeights:
-    """`fit` overwrites the weights by their moving average whenever it returns; a stage calls it once an
-    epoch and needs the raw weights to go on, so it swaps the average in itself."""
+    """A mixin that keeps the raw weights after `fit`, which would overwrite them with their moving average.
+
+    A stage calls `fit` once per epoch and continues from the raw weights; it applies the average itself."""
 
     def finalize_variable_values(self, var_list) -> None:
-        """Leave the weights as they are."""
+        """Leave the weights unchanged."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
-        """Leave the gradients as they are: TensorFlow's loop over several devices sums them before they are
-        clipped, where Keras would clip each device's own."""
+        """Leave the gradients unchanged: our loop over several devices has summed them already, so that the sum is
+        clipped, where Keras would clip each device's gradients before summing them."""
         return grads_and_vars
 
 
 class _UpdatesByKernel:
-    """Updates float32 variables by TensorFlow's kernels, with what does not depend on a variable computed once.
+    """A mixin that updates float32 variables with TensorFlow's kernels; values common to all are computed once.
 
-    Left to Keras: RMSprop, whose kernel wants a momentum where there is none; variables that several devices
-    share; gradients that are not dense.
+    Keras' own update is used for RMSprop, whose kernel requires a momentum variable that Keras may not have; for
+    variables distributed over several devices; and for sparse gradients.
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
@@ -307,7 +306,7 @@ class _UpdatesByKernel:
             update(_find_handle(variable), tf.cast(gradient, tf.float32), self._get_variable_index(variable))
 
     def _make_adam(self, rate):
-        """Return (handle, gradient, number of the variable) -> None."""
+        """Return a function (handle, gradient, number of the variable) that updates a variable."""
         import tensorflow as tf
 
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -321,7 +320,7 @@ class _UpdatesByKernel:
         return update
 
     def _make_sgd(self, rate):
-        """Return (handle, gradient, number of the variable) -> None."""
+        """Return a function (handle, gradient, number of the variable) that updates a variable."""
         import tensorflow as tf
 
         def update(handle, gradient, number: int) -> None:
@@ -345,7 +344,7 @@ class _UpdatesByKernel:
         if self.weight_decay is None or tf.distribute.has_strategy():
             super()._apply_weight_decay(variables)
             return
-        # Keras asks the schedule for the rate again for every variable.
+        # Computed once; Keras evaluates the schedule again for every variable.
         share = tf.cast(self.learning_rate, tf.float32) * self.weight_decay
         for variable in variables:
             if self._use_weight_decay(variable):
@@ -357,7 +356,7 @@ class _UpdatesByKernel:
         if not self.use_ema or tf.distribute.has_strategy():
             super()._update_model_variables_moving_average(trainable_variables)
             return
-        # The average begins with the values after the first step.
+        # The average is initialised with the values after the first step.
         momentum = tf.where(tf.equal(self.iterations.value, 0), 0.0, self.ema_momentum)
         for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
             share = tf.cast(1.0 - momentum, variable.dtype)
@@ -365,5 +364,5 @@ class _UpdatesByKernel:
 
 
 def _find_handle(variable: keras.Variable):
-    """Return what TensorFlow's kernels know a variable by."""
+    """Return the resource handle of a variable for TensorFlow's kernels."""
     return variable.value.handle

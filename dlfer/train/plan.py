@@ -1,5 +1,4 @@
-"""What a stage will do, in words, before it trains; what of it does not apply to a start from random weights; and what
-its network is made of, block by block."""
+"""Descriptions of a stage's plan before it trains and of the blocks of its network; freezing of layers."""
 
 from __future__ import annotations
 
@@ -23,14 +22,14 @@ from dlfer.train.state import StageJob
 
 
 def unfreeze_random_start(name: str, config: StageConfig) -> tuple[StageConfig, str | None]:
-    """Return the stage with nothing frozen, and a note about what is not applied; None where nothing was frozen.
+    """Return the section of a stage without freezing, and a note about the ignored settings; None if there are none.
 
-    For a stage that starts from random weights: frozen, they would stay random. A head that is trained on them alone
-    learns nothing that lasts, and BatchNorm would keep the statistics 0 and 1 of no data.
+    This is for stages that start from random weights. Frozen layers would stay random, a head trained on a random
+    backbone learns nothing that lasts, and frozen BatchNorm would keep its initial statistics 0 and 1.
 
     Args:
-        name: of the stage, for the note.
-        config: whose epochs of the head, if any, become epochs of the whole network.
+        name: name of the stage, for the note.
+        config: the section; its epochs of the head alone, if any, become epochs of the whole network.
     """
     freeze = config.freeze
     asked = [
@@ -48,15 +47,15 @@ def unfreeze_random_start(name: str, config: StageConfig) -> tuple[StageConfig, 
 
 
 def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: bool) -> None:
-    """Set `trainable` of every layer of `backbone`; takes effect at the next compile.
+    """Set `trainable` of every layer of `backbone`; this takes effect at the next compile.
 
-    In a hybrid the fraction is taken of each branch, so that all branches keep their last layers free;
-    what fuses the branches is always trained.
+    In a hybrid, the fraction of frozen layers applies to each branch, so that the last layers of every branch are
+    trained. The layers that fuse the branches are trained unless `head_only` is set.
 
     Args:
-        backbone: its layers in the order from the input.
-        config: fraction of layers that never move, and whether BatchNorm is frozen.
-        head_only: nothing of the backbone moves.
+        backbone: the backbone, whose layers are ordered from the input.
+        config: the fraction of frozen layers, and whether BatchNorm is frozen.
+        head_only: whether the whole backbone is frozen.
     """
     backbone.trainable = not head_only
     if head_only:
@@ -78,13 +77,13 @@ BYTES_PER_PARAMETER = 16
 def describe_plan(
     name: str, job: StageJob, network: TransferNetwork, bundle: DataBundle, *, precision: str, starts_at_random: bool
 ) -> list[str]:
-    """Return lines for the terminal and the run's log: what one stage is going to do.
+    """Return lines that describe what a stage is going to do, for the terminal and the run's log.
 
     Args:
-        name: of the stage.
-        job, network, bundle: what it trains, and on what.
-        precision: of the experiment.
-        starts_at_random: whether no weights were loaded into the backbone.
+        name: name of the stage.
+        job, network, bundle: the stage's job, network and data.
+        precision: `experiment.precision`.
+        starts_at_random: whether the backbone starts from random weights.
     """
     config = job.config
     num_images, steps_per_epoch = len(bundle.train), compute_steps(job, bundle)
@@ -111,7 +110,7 @@ def describe_plan(
 
 
 def describe_clipping(config: StageConfig) -> str:
-    """Return what limits the gradient: "gradients clipped to norm 1"."""
+    """Return a description of the gradient clipping, like "gradients clipped to norm 1"."""
     if config.clip is None:
         return "no clipping"
     each = "each variable's gradient" if config.clip_scope == "variable" else "gradients"
@@ -119,7 +118,7 @@ def describe_clipping(config: StageConfig) -> str:
 
 
 def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:
-    """Return the rate of the head's epochs, where there are any, and the peak and the last rate of the others."""
+    """Return a description of the learning rates: that of head-only epochs, if any, then the peak and the last rate."""
     head, rate = config.num_head_epochs, config.optimizer.learning_rate
     epochs = config.epochs - head
     schedule = build_schedule(config.schedule, rate, steps_per_epoch=steps_per_epoch, epochs=epochs)
@@ -151,16 +150,16 @@ def _warn_of_slow_statistics(
 
 
 def compute_steps(job: StageJob, bundle: DataBundle) -> int:
-    """Return the training steps of one epoch of a stage."""
+    """Return the number of training steps per epoch of a stage."""
     steps = count_steps(bundle.train, job.config, Share(0, job.device.workers))
     return steps if job.max_steps is None else min(steps, job.max_steps)
 
 
 def estimate_memory(network: TransferNetwork, config: StageConfig, *, precision: str = "float32") -> float:
-    """Estimate the peak memory of training in bytes: parameters, and what each layer keeps for the way back.
+    """Estimate the peak memory of training in bytes: parameters, and what each layer keeps for backpropagation.
 
-    Every layer's output is counted once; BatchNorm and activations keep copies of their own, the
-    factor 1.5 stands for them (measured on EfficientNet-B3 at 224, batch 32: 7.7 GB).
+    Every layer's output is counted once. A factor of 1.5 accounts for the additional copies that BatchNorm and
+    activations keep (measured on EfficientNet-B3 at 224 pixels with batches of 32: 7.7 GB).
     """
     size = config.image_size
     bytes_per_value = 2 if precision == "mixed_bfloat16" else 4
@@ -169,7 +168,7 @@ def estimate_memory(network: TransferNetwork, config: StageConfig, *, precision:
 
 
 def _count_activations(backbone: keras.Model, given_shape: tuple[int, ...]) -> float:
-    """Return how many numbers the layers of `backbone`, and of networks in it, put out for an input of that shape."""
+    """Return the number of output values of all layers of `backbone`, nested models included, for an input shape."""
     shapes: dict[int, tuple] = {id(backbone.inputs[0]): given_shape}
     count = 0.0
     for layer in backbone.layers:
@@ -188,12 +187,12 @@ def _count_activations(backbone: keras.Model, given_shape: tuple[int, ...]) -> f
 
 
 def describe_network(network: TransferNetwork, config: ModelConfig, *, has_head: bool = True) -> NetworkRecord:
-    """Return the blocks of a network with their sizes, and how much of each is trainable as its layers stand now.
+    """Return a record of a network's blocks, with their sizes and numbers of currently trainable parameters.
 
     Args:
-        network: the whole.
-        config: how it was built.
-        has_head: whether its head answers; that of a boosted model is not used.
+        network: the network.
+        config: the section `model` from which it was built.
+        has_head: whether to include the head, which a boosted model does not use.
     """
     backbone, size = network.backbone, network.face_input.image_size
     if config.branches:
@@ -210,7 +209,7 @@ def describe_network(network: TransferNetwork, config: ModelConfig, *, has_head:
 
 
 def _describe_backbone(network: keras.Model, levels: Sequence[str], size: int, *, branch: str = "") -> list[Block]:
-    """Return a block for each feature level; layers belong to the next level that ends after them."""
+    """Return a block for each feature level; a layer belongs to the first level that ends at or after it."""
     prefix = f"{branch}_" if branch else ""
     ends = [prefix + end for end in levels]
     shapes = keras.Model(network.inputs[0], [network.get_layer(end).output for end in ends]).compute_output_shape(
@@ -218,7 +217,7 @@ def _describe_backbone(network: keras.Model, levels: Sequence[str], size: int, *
     )
     layers = [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
     places = [[layer.name for layer in layers].index(end) + 1 for end in ends]
-    # Whatever follows the last level in the order of the layers lies beside it.
+    # Layers listed after the end of the last level are on parallel branches and belong to it, too.
     starts, stops = [0, *places[:-1]], [*places[:-1], len(layers)]
     return [
         _make_block(f"feature level {number}", end, shape[1:], layers[start:stop], branch=branch)
@@ -227,7 +226,7 @@ def _describe_backbone(network: keras.Model, levels: Sequence[str], size: int, *
 
 
 def _describe_fusion(backbone: keras.Model, branches: set[str], size: int) -> Block:
-    """Return the block of what lies around the branches of a hybrid: their inputs, their pooling and the fusion."""
+    """Return the block of a hybrid's layers outside its branches: their preprocessing, pooling and fusion."""
     layers = [
         layer
         for layer in backbone.layers
@@ -240,7 +239,7 @@ def _describe_fusion(backbone: keras.Model, branches: set[str], size: int) -> Bl
 def _make_block(
     name: str, layer: str, shape: Sequence[int | None], layers: Sequence[keras.layers.Layer], *, branch: str = ""
 ) -> Block:
-    # A layer that occurs twice has its weights once.
+    # By identity, so that the weights of a layer that occurs twice are counted once.
     weights = {id(weight): weight for one in layers for weight in one.weights}
     trainable = {id(weight): weight for one in layers for weight in one.trainable_weights}
     return Block(

@@ -1,7 +1,7 @@
-"""Who is told about the progress of a training, and how it is stopped at a checkpoint, all without TensorFlow.
+"""Progress reports of a training, stopping it at a checkpoint, file locks and cluster detection, without TensorFlow.
 
-A person sees one bar a stage and one line an epoch. The lock for what one process computes at a time, and whether this process
-is one of several hosts by its environment, are here, too.
+On a terminal, a training shows one progress bar per stage and one line per epoch. A file lock keeps two processes from
+computing the same thing, and environment variables show whether this process is one of several hosts.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from dlfer.runs.text import escape_text
 
 
 class TrainingListener:
-    """Is told about the progress of a training; this one keeps the last losses and stays silent.
+    """A listener for the progress of a training; this base class only records recent losses and prints nothing.
 
     Attributes:
-        recent_losses: the last running losses, for the message when one is not finite.
+        recent_losses: the last running losses, for the error message when a loss is not finite.
     """
 
     def __init__(self) -> None:
         self.recent_losses: deque[float] = deque(maxlen=20)
 
     def close(self) -> None:
-        """The stage has ended, in whatever way."""
+        """Handle the end of a stage, whether it finished, failed or was stopped."""
 
     def say(self, text: str) -> None:
-        """A sentence for the person who watches."""
+        """Show a message to the user."""
 
     def warn(self, text: str) -> None:
-        """A sentence that the person who watches must not miss; without a style of its own it is said."""
+        """Show an important message to the user; by default like any other message."""
         self.say(text)
 
     def finish_part(self, what: str, done: int, total: int | None) -> None:
-        """Of work that is no training, e.g. "features of train", `done` of `total` (None: not known) are done."""
+        """Handle progress of work other than training, e.g. "features of train"; `total` is None if unknown."""
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
-        """An epoch (from 0) begins at `step` of `steps`."""
+        """Handle the start of an epoch (from 0) at `step` of `steps`."""
 
     def finish_step(self, step: int, loss: float, accuracy: float) -> None:
-        """`step` steps of the epoch are done; loss and accuracy are running means."""
+        """Handle the end of a step; `step` steps of the epoch are done, and loss and accuracy are running means."""
         self.recent_losses.append(loss)
 
     def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
-        """An epoch is done and validated; `row` is its line of history."""
+        """Handle the end of an epoch, after validation; `row` is its row of the history."""
 
 
 class WarningListener(TrainingListener):
-    """Shows warnings on stderr, and nothing else."""
+    """A listener that prints warnings to stderr and nothing else."""
 
     def warn(self, text: str) -> None:
         print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)
@@ -72,11 +72,11 @@ HEARTBEAT_SECONDS = 60.0
 
 
 class ConsoleListener(TrainingListener):
-    """Writes to stderr. Without a terminal there is no bar, but a line a minute with the time left."""
+    """A listener that writes to stderr: a progress bar, or without a terminal one line a minute with the time left."""
 
     def __init__(self) -> None:
         super().__init__()
-        # In a notebook plain lines, since Rich would make an output of its own of each.
+        # In a notebook, Rich would create a separate output for each line.
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
         self.progress: Progress | None = None
         self.task = None
@@ -92,7 +92,7 @@ class ConsoleListener(TrainingListener):
         self.console.print(escape_text(text, keep="\n\t"), markup=False, style="bold red")
 
     def _begin(self, what: str, done: int, total: int | None) -> None:
-        """Start a bar, and the clock of what is left, unless they are those of `what` already."""
+        """Start a progress bar for `what`, and the timer for the time left, unless it is already shown."""
         if what == self.stage and self.progress is not None:
             return
         self.close()
@@ -115,7 +115,7 @@ class ConsoleListener(TrainingListener):
         self.progress.start()
 
     def _beat(self, text: str, done: int, total: int | None) -> None:
-        """Without a terminal, say `text` once a minute, and the time left where the total is known."""
+        """Without a terminal, print `text` once a minute, with the time left if the total is known."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
             self.last_beat = now
@@ -126,7 +126,7 @@ class ConsoleListener(TrainingListener):
             self.say(f"{text}, about {format_duration(left, is_estimate=True)} left")
 
     def finish_part(self, what: str, done: int, total: int | None) -> None:
-        # The first batch is done when it is first heard of, and took longer than those that follow.
+        # The first call comes after the first batch, which takes longer, so the time left is estimated without it.
         self._begin(what, done, total)
         self.progress.update(self.task, completed=done, description=what)
         self._beat(f"{what}: {done:,} done" if total is None else f"{what}: {done:,} of {total:,}", done, total)
@@ -156,18 +156,18 @@ class ConsoleListener(TrainingListener):
             self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
 
 class StopControl:
-    """Remembers why training should stop; the stage asks it after each step.
+    """A request to stop training, with its reason; a stage checks it after each step.
 
     Args:
-        max_hours: stop after so many hours from now; None never.
-        parent: number of the process that this one works for; stop when that is gone.
+        max_hours: time limit in hours from now; None sets no limit.
+        parent: process id of the parent; training stops when that process has ended. None does not check this.
     """
 
     def __init__(self, max_hours: float | None = None, *, parent: int | None = None) -> None:
@@ -176,11 +176,11 @@ class StopControl:
         self._parent = parent
 
     def request(self, reason: str) -> None:
-        """Ask for a stop; the first reason stays."""
+        """Request a stop; only the first reason is kept."""
         self._reason = self._reason or reason
 
     def get_reason(self) -> str | None:
-        """Return "Ctrl-C", "SIGTERM", "--max-hours", "the end of its parent process" or None."""
+        """Return the reason to stop: "Ctrl-C", "SIGTERM", "--max-hours", "the end of its parent process" or None."""
         if self._reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self._reason = "--max-hours"
         if self._reason is None and self._parent is not None and os.getppid() != self._parent:
@@ -189,9 +189,9 @@ class StopControl:
 
     @contextmanager
     def watch_signals(self) -> Iterator[StopControl]:
-        """Turn SIGTERM and the first Ctrl-C into a request while inside; elsewhere than in the main thread do nothing.
+        """Turn SIGTERM and the first Ctrl-C into stop requests inside the block; do nothing outside the main thread.
 
-        A second Ctrl-C interrupts at once, as Ctrl-C does outside.
+        A second Ctrl-C interrupts immediately, like Ctrl-C outside the block.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -208,22 +208,22 @@ class StopControl:
     def _interrupt(self, *_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.request("Ctrl-C")
-        # Not print: the signal may have come in the middle of one.
+        # os.write and not print, since the signal may have interrupted a print.
         os.write(2, b"\nCtrl-C: stopping at a checkpoint after this step; once more to stop at once.\n")
 
 
 @contextmanager
 def hold_lock(path: Path, what: str, control: StopControl, listener: TrainingListener) -> Iterator[None]:
-    """Hold a file lock; while another process has it, wait, say so once, and heed a wish to stop.
+    """Hold a file lock inside the block, waiting while another process holds it unless a stop is requested.
 
     Args:
-        path: of the lock file.
-        what: is computed under it, in words.
-        control: asked each second whether to stop.
-        listener: told that it waits.
+        path: path of the lock file.
+        what: description of the work under the lock, for messages.
+        control: stop requests, checked every second while waiting.
+        listener: receives a message when waiting begins.
 
     Raises:
-        TrainingStopped: the control asked for it while waiting.
+        TrainingStopped: a stop was requested while waiting.
     """
     lock, has_said = FileLock(path), False
     while True:
@@ -249,14 +249,14 @@ CLUSTER_VARIABLE = "DLFER_CLUSTER"
 
 
 def describes_cluster() -> bool:
-    """Tell from the environment, without TensorFlow, whether this process is one of several."""
+    """Return whether the environment describes a cluster of several processes, without importing TensorFlow."""
     if os.environ.get(CLUSTER_VARIABLE) == "slurm":
         return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     return len(_read_tf_config().get("cluster", {}).get("worker", ())) > 1
 
 
 def is_follower() -> bool:
-    """Tell whether this process is one of several and not the first, which leads them."""
+    """Return whether this process belongs to a cluster and is not its chief."""
     if not describes_cluster():
         return False
     if os.environ.get(CLUSTER_VARIABLE) == "slurm":
@@ -265,10 +265,10 @@ def is_follower() -> bool:
 
 
 def check_alone(verb: str) -> None:
-    """Raise unless this process works alone.
+    """Check that this process does not belong to a cluster.
 
     Raises:
-        EnvironmentProblem: it is one of several, and `verb` is not done over hosts.
+        EnvironmentProblem: it does, and the command `verb` does not support several hosts.
     """
     if describes_cluster():
         raise EnvironmentProblem(

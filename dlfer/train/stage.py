@@ -1,8 +1,8 @@
-"""One training: a network is fitted to a bundle's train split and selected on its validation split.
+"""Training of one stage: a network is fitted to the train split of a bundle and selected on its validation split.
 
-EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (replaced whole), `best.npz`,
-`history.csv`, `milestones/<epoch>.npz` where they are asked for, and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it. Of a training over several hosts the first one,
-the chief, begins the stages, and the others follow it (`follow_chief`).
+EF-FER1 and EF-FER2 are both such stages. A stage's folder holds `checkpoint.npz` (replaced atomically), `best.npz`,
+`history.csv`, `milestones/<epoch>.npz` if requested, and TensorBoard logs; `train_stage` resumes from a checkpoint in
+it. In a training over several hosts, the chief begins the stages and the others follow it (`follow_chief`).
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from dlfer.train.state import (
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
 NEXT_BEST = "best.next.npz"
-"""The weights of the best epoch until a checkpoint records that epoch, when they become `BEST`."""
+"""File of the best epoch's weights, which is renamed to `BEST` once a checkpoint records that epoch."""
 MILESTONES = "milestones"
 ANOTHER_HOST = "another host"
-"""The reason of a stop that another process was asked for."""
+"""Reason for a stop that was requested from another process of the cluster."""
 
 
 def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> StageResult:
     """Fit `network` to `bundle`, from the start or from the checkpoint in the job's folder.
 
     Raises:
-        TrainingStopped: the job's control asked for it; a checkpoint stands in the folder.
-        NonFiniteError: the loss became NaN or infinite; the last checkpoint stands.
+        TrainingStopped: a stop was requested; the folder holds a checkpoint.
+        NonFiniteError: the loss or a validation prediction became NaN or infinite; the last checkpoint is kept.
     """
     on_cpu = job.device.kind == "cpu"
     try:
@@ -98,7 +98,7 @@ class _Stage:
         return self._end()
 
     def _heed_stop(self) -> None:
-        """Stop between two epochs, where it was asked for; what is saved is what an uninterrupted run has there."""
+        """Raise TrainingStopped after an epoch if a stop was requested; the checkpoint is that of an unstopped run."""
         state, reason = self.state, self.job.control.get_reason()
         (is_stopping,) = self.loop.agree(reason is not None)
         if is_stopping and state.epoch < self.config.epochs and not state.stopped_early:
@@ -109,7 +109,7 @@ class _Stage:
             )
 
     def _begin(self) -> None:
-        """Stand where the checkpoint says, if there is one, with the same values in every process."""
+        """Resume from the checkpoint, if there is one, and set the same values in every process."""
         is_chief = self.loop.is_chief
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
@@ -123,12 +123,12 @@ class _Stage:
             self._enter_phase(self.state.phase)
             if is_chief:
                 restore_checkpoint(self.checkpoint, self._variables())
-                # A process that was killed behind its last checkpoint has not written this epoch's row.
+                # A process that was killed after its last checkpoint may not have written the last row of the history.
                 write_rows(self.job.folder / HISTORY, COLUMNS, self.state.history)
         self.loop.spread(self._variables() if self.state.phase else self.network.variables)
 
     def _settle_best(self) -> None:
-        """Finish what a killed process began: keep the next best weights if the checkpoint records their epoch, else drop them."""
+        """Complete the work of a killed process: keep NEXT_BEST if the checkpoint records its epoch, else delete it."""
         new = self.job.folder / NEXT_BEST
         if not new.exists():
             return
@@ -145,7 +145,7 @@ class _Stage:
             sync_folder(self.job.folder)
 
     def _read_state(self) -> dict:
-        """Return the checkpoint's state; those of earlier versions lack the value at the last improvement."""
+        """Return the checkpoint's state; `reference`, which earlier versions lack, is computed from the history."""
         state = read_state(self.checkpoint)
         values = [row[f"validation_{self.config.monitor}"] for row in state["history"]]
         return {"reference": find_reference(values, self.config), **state}
@@ -162,11 +162,11 @@ class _Stage:
         return "head" if self.state.epoch < self.config.num_head_epochs else "all"
 
     def _variables(self) -> list[keras.Variable]:
-        """What a checkpoint holds: the network with its dropout seeds, and the optimiser."""
+        """Return the variables of a checkpoint: those of the network, including dropout seeds, and of the optimiser."""
         return [*self.network.variables, *self.optimizer.variables]
 
     def _enter_phase(self, phase: str) -> None:
-        """Set what is trainable and compile; a phase has an optimiser of its own, since its slots do not carry over."""
+        """Set the trainable layers and compile; each phase has a new optimiser, since its slots fit one phase only."""
         config, freeze = self.config, self.config.freeze
         self.state.phase = phase
         set_trainable(self.network.backbone, freeze, head_only=phase == "head")
@@ -211,14 +211,14 @@ class _Stage:
         try:
             self.loop.train(_relay_errors(batches, failures), self.steps - state.step, state, self._after_step)
         except Exception as error:
-            # tf.data turns an error of the generator into one of its own; a bad image shall be named.
+            # tf.data replaces an error of the generator by its own; the original one names the damaged image.
             if failures:
                 raise failures[0] from error
             raise
         self._count_time()
 
     def _after_step(self, loss: float, accuracy: float) -> None:
-        """Look at the step that was just done: is it finite, is a checkpoint due, is a stop wanted?"""
+        """Check that the loss is finite, report the step, write a checkpoint if one is due, and stop if requested."""
         job, state = self.job, self.state
         if not math.isfinite(loss):
             self.loop.fetch()
@@ -247,7 +247,7 @@ class _Stage:
         self.clock = now
 
     def _validate(self) -> dict[str, float]:
-        """Return loss, accuracy and macro F1 on validation, of the averaged weights where an average is kept."""
+        """Return loss, accuracy and macro F1 on the validation split, with the averaged weights if `ema` is set."""
         start = time.monotonic()
         self.loop.fetch()
         self._update_average(self.state.epoch)
@@ -281,14 +281,14 @@ class _Stage:
         state.sums = {"steps": 0, "loss": 0.0, "accuracy": 0.0}
 
     def _select(self, value: float) -> None:
-        """Keep the weights if they are the best so far, and count towards plateau and early stopping."""
+        """Write the weights if they are the best so far, and update the counters of plateau and early stopping."""
         state, config = self.state, self.config
         if count_epoch(state, value, config) and self.loop.is_chief:
             with self._averaged():
                 write_checkpoint(
                     self.job.folder / NEXT_BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
                 )
-        # A head that no longer improves says nothing about the backbone, which has not been trained yet.
+        # Not in the phase "head": if the head stops improving, the backbone has not been trained yet.
         is_whole, stopping = state.phase == "all", config.early_stopping
         is_plateau = config.schedule.name == "plateau" and is_whole
         if is_plateau and count_plateau(state, config.schedule.patience):
@@ -296,9 +296,9 @@ class _Stage:
         state.stopped_early = is_whole and stopping is not None and state.waited >= stopping.patience
 
     def _keep_milestone(self) -> None:
-        """Write the weights as they are at the end of an epoch that was asked for, the averaged ones if there are any.
+        """Write the weights, averaged if `ema` is set, if the epoch that just ended is one of `milestones`.
 
-        It comes before the checkpoint: a process that is killed between the two does the epoch again, alike.
+        This precedes the checkpoint, so that a process killed in between repeats the epoch with the same result.
         """
         epoch = self.state.epoch
         if epoch in self.config.milestones and self.loop.is_chief:
@@ -307,14 +307,14 @@ class _Stage:
                 write_checkpoint(path, self.network.model.weights, {"epoch": epoch})
 
     def _get_rate(self) -> float:
-        """Return the rate of the last step that was done; `optimizer.learning_rate` is that of the next one."""
+        """Return the learning rate of the last step; `optimizer.learning_rate` is that of the next one."""
         schedule, steps = self.optimizer._learning_rate, int(keras.ops.convert_to_numpy(self.optimizer.iterations))
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             return float(keras.ops.convert_to_numpy(schedule(max(0, steps - 1))))
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
 
     def _end(self) -> StageResult:
-        """Put the kept weights into the caller's network; processes that follow have no files, and give the last."""
+        """Copy the kept weights to the caller's network (in followers, which have no files, the last ones)."""
         state = self.state
         last = self.config.keep == "last"
         if not last and self.loop.is_chief:
@@ -328,7 +328,7 @@ class _Stage:
         return StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
 
     def _update_average(self, epoch: int) -> None:
-        """Take the averaged weights at the end of an epoch, with BatchNorm's statistics on images of that epoch."""
+        """Update the averaged weights at the end of an epoch, with BatchNorm's statistics on images of that epoch."""
         config, batches = self.config, None
         if config.ema is None:
             return
@@ -346,7 +346,7 @@ class _Stage:
         self.average.update(batches, num_images=config.ema_norm_images or 0)
 
     def _averaged(self) -> contextlib.AbstractContextManager:
-        """Inside, the network has the averaged weights, if an average is kept; afterwards the raw ones."""
+        """Return a context in which the network has the averaged weights, if there are any, and then the raw ones."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _describe_failure(self, loss: float) -> str:
@@ -359,7 +359,7 @@ class _Stage:
         )
 
     def _advise(self) -> str:
-        """Return what may help against a loss that is not finite, among what is not done yet."""
+        """Return advice against a loss that is not finite, according to the current settings."""
         config = self.config
         advice = ["lower optimizer.learning_rate"]
         advice.append("set clip: 1.0" if config.clip is None else f"lower clip (now {config.clip:g})")
@@ -371,7 +371,7 @@ class _Stage:
 
 
 def _relay_errors(batches: Iterator[Batch], failures: list[DlferError]) -> Iterator[Batch]:
-    """Hand the batches on, and note an error before whoever reads them wraps it."""
+    """Yield the batches, and append an error to `failures` before the consumer replaces it by its own."""
     try:
         yield from batches
     except DlferError as error:
@@ -387,11 +387,11 @@ def follow_chief(
     control: StopControl,
     listener: TrainingListener,
 ) -> None:
-    """Do this host's share of every stage that the chief begins, until it says that all is done.
+    """Do this host's share of every stage that the chief begins, until the chief announces the end.
 
     Raises:
-        TrainingStopped: the training stopped at a checkpoint.
-        DlferError: the chief ended with an error, or is gone; or this host's data is not the chief's.
+        TrainingStopped: the training was stopped at a checkpoint.
+        DlferError: the chief ended with an error or was lost, or this host's data differs from the chief's.
     """
     stopped: TrainingStopped | None = None
     while True:
@@ -404,7 +404,7 @@ def follow_chief(
         except TrainingStopped as stop:
             stopped = stop
         except NonFiniteError as error:
-            # The chief has the same error, and tells whether it goes on with another run.
+            # The chief has the same error and announces whether it continues with another run.
             listener.say(str(error))
     if stopped is not None:
         raise stopped
@@ -427,7 +427,7 @@ def _join_stage(
     job = StageJob(
         name=message["stage"],
         config=config,
-        # Nothing is written: the chief alone does.
+        # Not used, since only the chief writes files.
         folder=Path(),
         seed=message["seed"],
         device=replace(device, jit=message["jit"]),
@@ -444,8 +444,8 @@ def _join_stage(
 
 
 def read_network(text: str) -> keras.Model:
-    """Return the network, with new weights, whose JSON the chief sent."""
-    # Keras finds layers of ours once their modules are imported, which `build_backbone` does for those that it puts in.
+    """Build a network, with new weights, from the JSON that the chief sent."""
+    # Importing the module registers its layers with Keras; `build_backbone`, which otherwise does so, is not called.
     from dlfer.model import training_kernels  # noqa: F401
 
     return keras.models.model_from_json(text)

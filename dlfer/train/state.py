@@ -1,13 +1,13 @@
-"""What a stage is given, its progress and how it ended; its history, and its checkpoint in one file.
+"""The inputs, progress and result of a stage, its history, early stopping, and checkpoints, each in a single file.
 
-Early stopping and the schedule plateau count epochs alike, as Keras' EarlyStopping and ReduceLROnPlateau do: an epoch
-is an improvement if it beats the value at the last improvement, not the best value, by more than min_delta. So many
-small gains in a row count once their sum exceeds min_delta. Patience p is used up at the end of the p-th epoch in a
-row without an improvement.
+Early stopping and the schedule plateau count epochs in the same way, like Keras' EarlyStopping and ReduceLROnPlateau:
+an epoch is an improvement if it beats the value at the last improvement, not the best value, by more than min_delta.
+Thus small gains count once their sum exceeds min_delta. Patience p runs out at the end of the p-th consecutive epoch
+without an improvement.
 
-A checkpoint is replaced whole. Keras' BackupAndRestore loses the dropout seeds (they are in neither .weights.h5 nor
-.keras) and restarts the shuffle. Here every variable of network and optimiser is kept, dropout seeds included, and
-the order of images is a function of seed, epoch and step.
+A checkpoint is replaced atomically. Keras' BackupAndRestore loses the dropout seeds (they are in neither .weights.h5
+nor .keras) and restarts the shuffle. Here every variable of network and optimiser is saved, including dropout seeds,
+and the order of images is a function of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from dlfer.train.progress import StopControl, TrainingListener
 
 @dataclass(frozen=True)
 class StageJob:
-    """What one stage needs besides the network and the data.
+    """The inputs of a stage other than the network and the data.
 
     Attributes:
         name: "pretrain" or "finetune".
-        config: its section of the experiment.
-        folder: where checkpoints and history go.
-        seed: of order, augmentation and dropout.
-        device: what it computes on.
-        checkpoint_minutes: between checkpoints inside an epoch.
-        control: asked after each step whether to stop.
-        listener: told about the progress.
-        max_steps: at most so many steps an epoch, for --smoke; None takes all.
-        run_listeners: told of steps and epochs.
+        config: the stage's section of the experiment.
+        folder: folder for checkpoints and history.
+        seed: determines the order of images, augmentation and dropout.
+        device: device on which it computes.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
+        control: stop requests, checked after each step.
+        listener: receives the progress for display.
+        max_steps: largest number of steps per epoch, for --smoke; None sets no limit.
+        run_listeners: the user's listeners, called for steps and epochs.
     """
 
     name: str
@@ -62,32 +62,33 @@ class StageJob:
     run_listeners: Listeners = field(default_factory=Listeners)
 
     def report_epoch(self, row: Mapping[str, Any], *, is_best: bool) -> None:
-        """Tell all who watch that an epoch is done; `row` is its line of history."""
+        """Report the end of an epoch to all listeners; `row` is its row of the history."""
         self.listener.finish_epoch(self.name, dict(row), is_best=is_best)
         values = {name: float(value) for name, value in row.items() if name not in ("epoch", "phase")}
         self.run_listeners.epoch(self.name, row["epoch"], values)
 
     def report_step(self, epoch: int, step: int, steps: int, *, loss: float, accuracy: float) -> None:
-        """Tell all who watch that `step` of `steps` of an epoch (from 1) are done; loss and accuracy are running means."""
+        """Report to all listeners that `step` of `steps` of an epoch (from 1) are done, with running means."""
         self.listener.finish_step(step, loss, accuracy)
         self.run_listeners.step(self.name, epoch, step, steps, {"loss": loss, "accuracy": accuracy})
 
 
 @dataclass
 class StageState:
-    """Where a stage stands; what a checkpoint holds besides the variables.
+    """The progress of a stage, which a checkpoint holds in addition to the variables.
 
     Attributes:
-        phase: "head" or "all", the one that the optimiser's variables belong to.
-        epoch, step: the next step to do.
-        sums: steps done of this epoch, and the sums of loss and accuracy over them.
-        best, best_epoch: best value of the monitored metric and its epoch.
+        phase: "head" or "all", the phase of the optimiser's variables; "trees" for boosted trees.
+        epoch, step: position of the next step, both from 0.
+        sums: number of finished steps of this epoch, and the sums of loss and accuracy over them.
+        best, best_epoch: best value of the monitored metric, and its epoch from 0.
         reference: the value at the last improvement, which differs from the best by min_delta at most.
         waited: epochs since that improvement, or since the phase began, for early stopping.
-        plateau_waited: likewise, or since the rate last fell.
-        seconds: of training and validation so far, over all processes.
-        images: seen in training so far.
-        history: one row an epoch.
+        plateau_waited: epochs since that improvement, the start of the phase, or the last reduction of the rate.
+        seconds: of training and validation so far, including those before the training was resumed.
+        epoch_seconds: seconds of the current epoch so far; those of networks do not include validation.
+        images: number of images processed in training so far.
+        history: one row per epoch.
         stopped_early: whether early stopping ended the stage.
     """
 
@@ -107,13 +108,13 @@ class StageState:
     stopped_early: bool = False
 
     def add_row(self, train: Mapping[str, float], validation: Mapping[str, float], *, rate: float, images: int) -> dict:
-        """Add the row of an epoch that is done to the history, and return it.
+        """Append the row of a finished epoch to the history, and return it.
 
         Args:
-            train: its loss and accuracy, maybe more.
-            validation: as `name_figures` gives them.
+            train: the training loss and accuracy; other keys are ignored.
+            validation: the validation metrics from `name_figures`.
             rate: the learning rate.
-            images: seen in the epoch.
+            images: number of images processed in the epoch.
         """
         row = {
             "epoch": self.epoch + 1,
@@ -131,14 +132,14 @@ class StageState:
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended; the network holds the kept weights.
+    """The result of a stage, whose network holds the kept weights.
 
     Attributes:
-        history: one dict an epoch, keys HISTORY_COLUMNS.
-        kept_epoch: from 0.
-        best: the monitored validation figure of that epoch.
-        seconds, images: of training, validation included in the seconds.
-        stopped_early: whether early stopping ended it.
+        history: one dict per epoch, with the keys COLUMNS.
+        kept_epoch: epoch of the kept weights, from 0.
+        best: best value of the monitored validation metric, which with `keep: last` may be that of another epoch.
+        seconds, images: seconds of training and validation, and number of images processed in training.
+        stopped_early: whether early stopping ended the stage.
     """
 
     history: list[dict]
@@ -164,14 +165,14 @@ COLUMNS = (
 
 
 class ScalarLog:
-    """TensorBoard's log of a stage, written without TensorFlow; silent where tensorboard is not installed."""
+    """A TensorBoard log of a stage, written without TensorFlow; does nothing if tensorboard is not installed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer = None
 
     def write(self, row: dict) -> None:
-        """Log every number of one row of history under its epoch."""
+        """Log every float of a row of the history, with its epoch as the step."""
         if importlib.util.find_spec("tensorboard") is None:
             return
         if self.writer is None:
@@ -185,7 +186,7 @@ class ScalarLog:
 
 
 def name_figures(loss: float, confusion: np.ndarray) -> dict[str, float]:
-    """Return loss, accuracy and macro F1 of a confusion matrix int [C, C]."""
+    """Return the loss, and the accuracy and macro F1 of a confusion matrix int [C, C], by name."""
     return {
         "loss": float(loss),
         "accuracy": float(compute_accuracy(confusion)),
@@ -194,12 +195,12 @@ def name_figures(loss: float, confusion: np.ndarray) -> dict[str, float]:
 
 
 def count_epoch(state: StageState, value: float, config: StageConfig) -> bool:
-    """Count an epoch whose monitored metric is `value`; return whether it is the best so far.
+    """Update the state with the monitored value of an epoch; return whether the epoch is the best so far.
 
     Args:
-        state: best, best_epoch, reference and waited are changed.
-        value: of the epoch `state.epoch`; NaN is never an improvement on a number.
-        config: its monitor and early_stopping.min_delta apply.
+        state: its best, best_epoch, reference and waited are updated.
+        value: the monitored metric of the epoch `state.epoch`; NaN is never an improvement over a number.
+        config: its monitor and early_stopping.min_delta are used.
     """
     is_best = beats(value, state.best, config.monitor)
     if is_best:
@@ -212,7 +213,7 @@ def count_epoch(state: StageState, value: float, config: StageConfig) -> bool:
 
 
 def count_plateau(state: StageState, patience: int) -> bool:
-    """Count the epoch towards the schedule plateau, after `count_epoch`; return whether the rate falls now."""
+    """Update the plateau counter after `count_epoch`; return whether the learning rate must be lowered now."""
     state.plateau_waited = 0 if state.waited == 0 else state.plateau_waited + 1
     if state.plateau_waited < patience:
         return False
@@ -221,14 +222,14 @@ def count_plateau(state: StageState, patience: int) -> bool:
 
 
 def beats(value: float, reference: float | None, monitor: str, *, min_delta: float = 0.0) -> bool:
-    """Return whether `value` is better than `reference` by more than `min_delta`: lower for a loss, else higher."""
+    """Return whether `value` beats `reference` by more than `min_delta`: lower for the monitor "loss", else higher."""
     if reference is None or math.isnan(reference):
         return True
     return value + min_delta < reference if monitor == "loss" else value - min_delta > reference
 
 
 def find_reference(values: Sequence[float], config: StageConfig) -> float | None:
-    """Return the value at the last improvement among the monitored values of the epochs so far; None for no epochs."""
+    """Return the value at the last improvement among the monitored values of all epochs so far; None without epochs."""
     reference = None
     for value in values:
         if beats(value, reference, config.monitor, min_delta=get_min_delta(config)):
@@ -237,17 +238,17 @@ def find_reference(values: Sequence[float], config: StageConfig) -> float | None
 
 
 def get_min_delta(config: StageConfig) -> float:
-    """Return what an improvement must exceed."""
+    """Return early_stopping.min_delta, which an improvement must exceed; 0 without early stopping."""
     return config.early_stopping.min_delta if config.early_stopping else 0.0
 
 
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
-    """Write the values of `variables`, in order, and the JSON-ready `state`.
+    """Write the values of `variables`, in order, and the JSON-serialisable `state` to a checkpoint.
 
-    After an error, as of a full disk, the previous checkpoint is kept.
+    After an error, such as a full disk, the previous checkpoint is kept.
 
     Raises:
-        OSError: as `replace_when_done`.
+        OSError: the file cannot be written, see `replace_when_done`.
     """
     arrays = {
         f"{index:05d}": np.asarray(keras.ops.convert_to_numpy(variable.value))
@@ -260,7 +261,7 @@ def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dic
 
 
 def read_state(path: Path) -> dict:
-    """Return the `state` of a checkpoint, without touching a variable.
+    """Return the `state` of a checkpoint.
 
     Raises:
         ModelError: the checkpoint is damaged.
@@ -269,10 +270,10 @@ def read_state(path: Path) -> dict:
 
 
 def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
-    """Set `variables` to what `write_checkpoint` wrote and return its `state`.
+    """Set `variables` to their values in a checkpoint of `write_checkpoint`, and return its `state`.
 
     Raises:
-        ModelError: the checkpoint is damaged, or of other variables; none has been changed then.
+        ModelError: the checkpoint is damaged or has other variables; in this case no variable has been changed.
     """
     record, paths = _read_record(path), [variable.path for variable in variables]
     if _without_numbers(record["paths"]) != _without_numbers(paths):
@@ -296,7 +297,7 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
 
 
 def refuse_lost_file(lost: Path, traces: Sequence[Path]) -> None:
-    """Raise ModelError where `lost`, which a training goes on from, is absent and one of `traces` shows that it had begun."""
+    """Raise ModelError if `lost`, needed to resume, is missing while a file of `traces` shows that training began."""
     found = [path.name for path in traces if path.exists()]
     if found and not lost.exists():
         raise ModelError(
@@ -326,5 +327,5 @@ def _read_arrays(
 
 
 def _without_numbers(paths: Sequence[str]) -> list[str]:
-    """Drop the counters that Keras appends to the names of a process' second optimiser, seed generator ..."""
+    """Remove the counters that Keras appends to repeated names in a process, such as that of a second optimiser."""
     return [re.sub(r"_\d+(?=/|$)", "", path) for path in paths]
