@@ -42,7 +42,7 @@ def ship(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
-    """Save a run's model as a named model, with large kernels in float16 and a model card, if it agrees with the run's."""
+    """Save a run's model as a named model, with large kernels in float16 and a card, if it agrees with the run's."""
     from dlfer.runs.find import check_hub, list_model_places, open_run_of_model
 
     if private and to_hub is None:

@@ -292,7 +292,7 @@ def _measure(path: Path) -> SpeedRecord:
 
 
 def _count_megabytes(path: Path, artifact: ArtifactRecord) -> float | None:
-    """Return the size of the ONNX file, else of all the model's files, in units of 10^6 bytes; None if one is absent."""
+    """Return the size of the ONNX file, else of all the model's files, in units of 10^6 bytes; None if absent."""
     files = [artifact.onnx.file] if artifact.onnx is not None else list(artifact.sha256)
     try:
         return round(sum((path / file).stat().st_size for file in files) / 1e6, 1)
