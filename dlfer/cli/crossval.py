@@ -1,4 +1,4 @@
-"""The `dlfer crossval` command: train an experiment, or each cell of its sweep, once per fold and evaluate it there."""
+"""The `dlfer crossval` command: train and evaluate an experiment, or each cell of its sweep, once per fold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `dlfer init` command: write a first experiment file for the user's own data."""
+"""The `dlfer init` command: write a first experiment file for your own data."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
 def conclude_pair(pair: ArmPair, not_learned: Sequence[str]) -> ArmPair:
     """Return a pair with its verdict in words; it is not significant if a training did not learn.
 
-    `pair` is already corrected for the others in its table; `not_learned` has a clause for each failed training.
+    `pair` is already corrected for the others in its table; `not_learned` has a clause for each such training.
     """
     changes = {"not_learned": list(not_learned), "is_significant": pair.is_significant and not not_learned}
     changes["sentence"] = describe_difference(pair)
@@ -569,7 +569,7 @@ def _find_failures(entries: list[Entry]) -> dict[str, str]:
 
 
 def _withdraw_verdict(pair: ModelPair, failures: dict[str, str]) -> ModelPair:
-    """Return a pair; if a training of its two did not learn, replace its verdict by the reasons."""
+    """Return a pair whose verdict is replaced by the reasons, if one of its two trainings did not learn."""
     reasons = [failures[name] for name in (pair.a, pair.b) if name in failures]
     if not reasons:
         return pair.model_copy(update={"not_learned": []})

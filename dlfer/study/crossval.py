@@ -173,7 +173,7 @@ def pool_folds(members: Sequence[Member]) -> Pooled:
 
 
 def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
-    """Return each fold's predictions by the arm that is best on its own validation split; None without two such arms.
+    """Return each fold's predictions by the arm that is best on its own validation split; None if there is no choice.
 
     This is nested selection: the choice is part of the evaluated recipe, and does not use the images that evaluate it.
     """
@@ -195,7 +195,7 @@ def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
 def _have_same_folds(several: Sequence[Pooled]) -> bool:
     """Return whether arms have the same images in the same folds; the rows must be sorted by id.
 
-    They may differ: images of different sizes are downscaled to the network's needs, on which near duplicates depend.
+    They may differ: in a folder of mixed sizes, images are downscaled for the network, which can change near duplicates.
     """
     first = several[0]
     return all(

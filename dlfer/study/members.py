@@ -204,7 +204,7 @@ def describe_pretraining(config: ExperimentConfig) -> str | None:
 
 
 def describe_process(config: ExperimentConfig) -> str:
-    """Return the process-wide settings (device, precision, determinism) as text; members that share a process agree."""
+    """Return the process-wide settings (device, precision, determinism) as text; members with equal text may share one."""
     return config.experiment.model_dump_json(exclude={"name", "seed"})
 
 
@@ -244,7 +244,7 @@ def refuse_fixed_members(config: ExperimentConfig, *, num_seeds: int, drops_pret
 
 
 def average_seconds(members: Sequence[Member]) -> float | None:
-    """Return the mean recorded fine-tuning time in seconds; None without any, e.g. for ensembles of trained models."""
+    """Return the mean recorded fine-tuning time in seconds; None without any, e.g. for ensembles of existing models."""
     known = [seconds for member in members if (seconds := member.cost.finetune_seconds) is not None]
     return sum(known) / len(known) if known else None
 

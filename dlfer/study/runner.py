@@ -393,7 +393,7 @@ class Runner:
         if ending.status != "failed" or len(alike) > 1:
             self.is_proven = True
             return
-        # A ConfigError may be due to the combination of keys in one member, so it does not condemn the others as early.
+        # A ConfigError may be due to the keys of one member, so it takes as many failures as other errors.
         needed = 2 if ending.is_users and ending.kind != "ConfigError" else SAME_FAILURES
         if len(self._failures) < needed:
             return

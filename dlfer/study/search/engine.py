@@ -180,7 +180,7 @@ class Engine(abc.ABC):
         """Return the maximum number of trials, or None if it is unknown."""
 
     def give_back(self, trial: str) -> None:  # noqa: B027
-        """Take back a trial that was stopped at a checkpoint, to propose it again now or after a reopening."""
+        """Take back a trial that was stopped at a checkpoint; propose it again, also after the engine is reopened."""
 
     def tick(self) -> set[str]:
         """Do periodic work, several times a second; return the trials that other processes took over from this one."""

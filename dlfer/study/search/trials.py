@@ -170,8 +170,8 @@ class _Trial:
 class TrialSource(Source):
     """A source of the trials of an arm for the runner, which reports their scores to the engine.
 
-    Failures are not reported to the engine until a trial with another outcome shows that the experiment itself works: if
-    the experiment is at fault, no failure counts, and the trials are tried again on resume.
+    Failures are not reported to the engine until a trial with another outcome shows that the experiment itself works:
+    if the experiment is at fault, no failure counts, and the trials are tried again on resume.
 
     `folder` is the folder of the search, beside which the runs are created; `on_change` is called after each change.
     """
