@@ -46,7 +46,7 @@ class Rules:
 
     Attributes:
         section: section of the experiment with the seeds, "ablation" or "sweep"; "cross_validation", which has none.
-        plan: function (experiment, its file, whether it is a smoke run) -> plan; raises ConfigError if none is possible.
+        plan: function (experiment, its file, whether it is a smoke run) -> plan; raises ConfigError if impossible.
         conclude: function that returns the record for comparison.json.
         show: function that prints this record.
         prepare: function called before a member starts, which may set its late keys; returns whether the member can

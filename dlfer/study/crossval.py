@@ -195,7 +195,7 @@ def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
 def _have_same_folds(several: Sequence[Pooled]) -> bool:
     """Return whether arms have the same images in the same folds; the rows must be sorted by id.
 
-    They may differ: in a folder of mixed sizes, images are downscaled for the network, which can change near duplicates.
+    They may differ: images of mixed sizes are downscaled for the network, which can change which are near duplicates.
     """
     first = several[0]
     return all(

@@ -204,7 +204,7 @@ def describe_pretraining(config: ExperimentConfig) -> str | None:
 
 
 def describe_process(config: ExperimentConfig) -> str:
-    """Return the process-wide settings (device, precision, determinism) as text; members with equal text may share one."""
+    """Return the process-wide settings (device, precision, determinism) as text; it is equal for a shared process."""
     return config.experiment.model_dump_json(exclude={"name", "seed"})
 
 
