@@ -1,9 +1,9 @@
-"""The command `dlfer`: one file per verb, named after the verb, which parses, calls and prints.
+"""The `dlfer` command line: one module per subcommand, which parses options, calls the library and prints the result.
 
-Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed while working, 2 the input is
-wrong, 130 after Ctrl-C, 143 after SIGTERM. What is heavy is imported inside the verb that needs it.
+Results go to stdout, messages to stderr. Exit codes: 0 success, 1 failure at run time, 2 invalid input, 130 after
+Ctrl-C, 143 after SIGTERM. Heavy packages are imported inside the subcommand that needs them.
 
-What is wrong with a command line is said in one message: the option, verb or key that was meant is named, and never taken for it.
+A wrong command line gives one error that suggests the intended option, subcommand or key; dlfer never acts on a guess.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ VERBS = {
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
     "Inspect": (show,),
 }
-"""The modules of the verbs in the order of `dlfer --help`; each has one public function of its own name."""
+"""Modules of the subcommands by help panel, in the order of `dlfer --help`; each defines a function with its name."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -70,13 +70,13 @@ _LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class _PlainHelp:
-    """A command whose help gives no type where there is nothing to type (<bool>), and whose paragraphs fill the lines."""
+    """A mixin for commands whose help shows no types of flags and of named arguments, and re-wraps paragraphs."""
 
     def __init__(self, *args: Any, help: str | None = None, **values: Any) -> None:
         super().__init__(*args, help=None if help is None else _LINE_BREAK.sub(" ", help), **values)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters of the command, --help among them."""
+        """Return the parameters of the command, including --help, prepared for help without redundant types."""
         params = super().get_params(ctx)
         for param in params:
             if isinstance(param, TyperOption) and param.is_flag:
@@ -87,10 +87,10 @@ class _PlainHelp:
 
 
 class Verb(_PlainHelp, TyperCommand):
-    """A verb of dlfer."""
+    """A subcommand of dlfer."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; a signal that ends it as Ctrl-C does keeps its own exit code."""
+        """Run the subcommand; if a signal ends it (Signalled), exit with 128 plus the number of that signal."""
         try:
             return super().invoke(ctx)
         except Signalled as stop:
@@ -98,7 +98,7 @@ class Verb(_PlainHelp, TyperCommand):
 
 
 class Verbs(_PlainHelp, TyperGroup):
-    """The command dlfer with its verbs."""
+    """The `dlfer` command with its subcommands."""
 
 
 app = typer.Typer(
@@ -124,12 +124,12 @@ def _main_options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    # Both are done with by now: --version by its callback, --debug by main().
+    # Both are handled before this call: --version by its callback, --debug by _run_command().
     del version, debug
 
 
 def _describe_error(error: Exception) -> str:
-    """Return what went wrong, an error of the file system with its file first and without its number."""
+    """Return the message of an error; for one of the file system, the file name and the reason without the errno."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         if isinstance(error, PermissionError):
             return f"{error.filename}: {error.strerror}. This user may not read or write it; change its permissions, or choose another place."
@@ -138,7 +138,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def _describe_unexpected(error: Exception) -> str:
-    """Return what an error says that dlfer did not expect, and the last line of dlfer's own that it went through."""
+    """Return the message for an unexpected exception, with the innermost line of dlfer's own code in its traceback."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     where = f" in {Path(own[-1].filename).relative_to(_PACKAGE.parent)} line {own[-1].lineno}" if own else ""
     return (
@@ -153,7 +153,7 @@ for _panel, _modules in VERBS.items():
 
 
 def _fill_optional(args: list[str]) -> list[str]:
-    """Return the words of a command line with "-", standard output, for the FILE of a --json that has none."""
+    """Return the command-line words with "-" (standard output) inserted after a --json that has no FILE."""
     filled = []
     for word, following in zip(args, [*args[1:], "--"], strict=False):
         filled.append(word)
@@ -164,10 +164,10 @@ def _fill_optional(args: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit, so that temporary files are removed.
+    """Make Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit in the context, so that temporary files are removed.
 
-    The list gets the number of each such signal: a library may turn the exception that is raised in one of its callbacks
-    into an error of its own. Trainings and servers handle the signals themselves.
+    The yielded list collects the numbers of these signals, because a library may turn an exception that is raised in
+    one of its callbacks into an error of its own. Trainings and servers install their own signal handlers.
     """
     noted: list[int] = []
 
@@ -192,7 +192,7 @@ def _noting_signals() -> Iterator[list[int]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
+    """Run the command and exit; --debug, anywhere on the command line, shows the traceback of an error."""
     with _noting_signals() as noted:
         try:
             _run_command(argv, noted)
@@ -207,17 +207,17 @@ def main(argv: list[str] | None = None) -> None:
 def _run_command(argv: list[str] | None, noted: list[int]) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks, or that is not UTF-8, is shown escaped and ends nothing.
+        # Escape names that are not UTF-8 or that the terminal cannot encode, instead of raising UnicodeEncodeError.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a list of files may name some that are not UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names listed on stdin may not be UTF-8
     debug = "--debug" in args
     if debug:
         os.environ[DEBUG] = "1"
     hush_libraries()
-    # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
-    # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
+    # Make waiting OpenMP threads of XGBoost sleep. By default they spin, which takes four times the CPU where anything
+    # else runs on the machine (2,000 rows, two cores). Set here, before Keras loads the library that reads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _fill_optional([arg for arg in args if arg != "--debug"]) or ["--help"]
     try:
@@ -228,7 +228,7 @@ def _run_command(argv: list[str] | None, noted: list[int]) -> None:
         say(describe_usage_error(error, args))
         sys.exit(error.exit_code)
     except TrainingStopped as stop:
-        # What stopped, and how to continue, was said where it stopped.
+        # The code that stopped has already printed the reason and how to continue.
         sys.exit(stop.exit_code)
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("dlfer"):
@@ -253,11 +253,11 @@ def _run_command(argv: list[str] | None, noted: list[int]) -> None:
 
 
 def describe_usage_error(error: TyperException, args: Sequence[str]) -> str:
-    """Return what is wrong with a command line, what was probably meant, and how the command is used.
+    """Return the message for a wrong command line: the error, and what was probably meant or else the usage.
 
     Args:
-        error: of the parser.
-        args: the words of the command line after "dlfer".
+        error: error of the argument parser.
+        args: words of the command line after "dlfer".
     """
     message = getattr(error, "message", "") or error.format_message()
     unknown, extra = _UNKNOWN_VERB.match(message), _EXTRA.match(message)
@@ -284,7 +284,7 @@ def describe_usage_error(error: TyperException, args: Sequence[str]) -> str:
 
 
 def _list_wrong_options(args: Sequence[str], context: Any) -> list[str]:
-    """Return the words of a command line that look like options and that the verb does not have."""
+    """Return the words of a command line that look like options but are not options of the subcommand."""
     known = {name for param in context.command.get_params(context) for name in (*param.opts, *param.secondary_opts)}
     ends = args.index("--") if "--" in args else len(args)
     words = [word for word in args[:ends] if re.match(r"--?[a-zA-Z]", word)]
@@ -292,7 +292,7 @@ def _list_wrong_options(args: Sequence[str], context: Any) -> list[str]:
 
 
 def _describe_verb(word: str, args: list[str], context: Any) -> list[str]:
-    """Say which verb was meant, with the rest of the command line, and what is wrong in that."""
+    """Return hints for an unknown subcommand: the corrected command line, and hints for its unknown options."""
     verbs = context.command.list_commands(context)
     near = difflib.get_close_matches(word.casefold(), verbs, n=1)
     meant = find_verb(word) or (near[0] if near else None)
@@ -312,7 +312,7 @@ def _describe_verb(word: str, args: list[str], context: Any) -> list[str]:
 
 
 def _find_value(option: str, args: Sequence[str]) -> str:
-    """Return the value of an option on a command line; "" where it has none."""
+    """Return the value of an option on a command line, or "" if it has none."""
     _, is_given, value = option.partition("=")
     place = args.index(option) if option in args else len(args)
     following = args[place + 1 : place + 2]
@@ -322,7 +322,7 @@ def _find_value(option: str, args: Sequence[str]) -> str:
 
 
 def _describe_option(word: str, args: Sequence[str], context: Any) -> Iterator[str]:
-    """Say which options the verb has for a wrong one, and which key of an experiment has its name."""
+    """Yield hints for an unknown option: similar options and arguments of the subcommand, and experiment keys."""
     name, value = word.partition("=")[0], _find_value(word, args)
     params = context.command.get_params(context)
     options = [opt for param in params if isinstance(param, TyperOption) for opt in param.opts]
@@ -342,7 +342,7 @@ def _describe_option(word: str, args: Sequence[str], context: Any) -> Iterator[s
 
 
 def _describe_extra(words: Sequence[str], context: Any) -> Iterator[str]:
-    """Say what words are for that no argument takes."""
+    """Yield hints for words that no argument takes: give KEY=VALUE by --set, and anything else by --data."""
     options = [opt for param in context.command.get_params(context) for opt in param.opts]
     for word in words:
         key, is_assignment, value = word.partition("=")
@@ -354,7 +354,7 @@ def _describe_extra(words: Sequence[str], context: Any) -> Iterator[str]:
 
 
 def _list_assignments(word: str, value: str) -> Iterator[str]:
-    """Yield KEY=VALUE of the keys that a word may mean: its own key, those of the table, or the one spelt alike."""
+    """Yield KEY=VALUE for the keys that a word may mean: the key itself, those it is an alias of, or a similar one."""
     from dlfer.config.keys import list_keys, suggest_key
 
     dotted = word.lstrip("-").replace("-", "_")

@@ -1,4 +1,4 @@
-"""`dlfer ablate`: an experiment with and without EF-FER1, over seeds."""
+"""The `dlfer ablate` command: train an experiment with and without EF-FER1 over several seeds."""
 
 from __future__ import annotations
 

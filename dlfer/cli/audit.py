@@ -1,4 +1,4 @@
-"""`dlfer audit`: duplicates, leaks and contradictions in data."""
+"""The `dlfer audit` command: find duplicates, leaks and contradicting labels in data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def audit(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Audit data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""
+    """Audit data: duplicates and leaks, contradicting labels, empty images, outliers, annotators' votes."""
     from dlfer.experiment.audit import AuditFiles, inspect_data
     from dlfer.report.audit import describe_audit
     from dlfer.runs.audit_record import AuditRecord

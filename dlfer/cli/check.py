@@ -1,4 +1,4 @@
-"""`dlfer check`: every problem of experiment files at once, and all that would certainly fail on this machine; and of data."""
+"""The `dlfer check` command: report all problems of experiment files, of data, and of running them on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(
 ) -> None:
     """Check experiment files or data, and report every problem in one message, without training.
 
-    An experiment is checked against this machine, too; its images are not read. Of data, every image is read.
+    Experiments are also checked against this machine, but their images are not read. For data, every image is read.
     """
     from dlfer.config.load import compute_digest, dump_experiment, load_experiment, resolve_path
     from dlfer.experiment.limits import describe_obstacles, find_obstacles
@@ -73,7 +73,7 @@ def check(
 
 
 def _is_experiment(path: Path) -> bool:
-    """Return whether a path is that of an experiment file; one that is missing or named like one is."""
+    """Return whether a path is an experiment file by its suffix or content; a missing path counts as one."""
     if path.suffix.casefold() in (".yaml", ".yml") or not path.exists():
         return True
     from dlfer.data.given import recognise
@@ -82,10 +82,10 @@ def _is_experiment(path: Path) -> bool:
 
 
 def check_data(path: Path) -> str:
-    """Return what data is and holds, what of it is not read, and what to do with it next.
+    """Return a summary of data: its kind and contents, what is left out, and the command to run next.
 
     Raises:
-        DataError: it is none, or has images or rows that cannot be read.
+        DataError: it is not data, or has images or rows that cannot be read.
     """
     from dlfer.data.given import open_data
     from dlfer.experiment.audit import check_inspected, load_inspected
@@ -99,7 +99,7 @@ def check_data(path: Path) -> str:
 
 
 def _name_next_step(given: GivenData, splits: list[str]) -> str:
-    """Return the command that goes on with data: an experiment is begun only with what a training can read."""
+    """Return the next command: unzip for a zip of pictures, evaluate for a csv without training rows, else init."""
     from dlfer.data.starter import name_unzip
 
     path = shlex.quote(str(given.path))

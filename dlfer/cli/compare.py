@@ -1,4 +1,4 @@
-"""`dlfer compare`: paired differences between finished runs, shipped models and predictions."""
+"""The `dlfer compare` command: test paired differences between finished runs, shipped models and prediction files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def compare(
 ) -> None:
     """Compare runs and models on the same images: paired differences, and which of them are significant.
 
-    Images are matched by id. A model without predictions of these images predicts them now: of the first run's data, or
-    of --data, which all runs and models then predict. A difference is the first minus the second.
+    Images are matched by id. Models without stored predictions predict the images of the first run. With --data, all
+    runs and models predict those images instead. A difference is the first minus the second.
     """
     from dlfer.report.terminal import format_comparison
     from dlfer.runs.files import check_outputs
@@ -63,7 +63,7 @@ def compare(
 
 
 def _check_json_file(json_out: Path | None, folder: Path | None) -> None:
-    """Raise UserError if the word after --json may be a run, a study or a model, which would be left out of the comparison."""
+    """Raise UserError if --json names a run, a study or a model, which was probably meant to be compared."""
     from dlfer.runs.find import ARTIFACT_FILE, default_runs_folder, list_models, match_runs
     from dlfer.runs.run import RUN_FILE
 

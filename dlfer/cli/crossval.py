@@ -1,4 +1,4 @@
-"""`dlfer crossval`: an experiment, or each cell of its sweep, trained once for each fold and judged on it."""
+"""The `dlfer crossval` command: train and evaluate an experiment, or each cell of its sweep, once per fold."""
 
 from __future__ import annotations
 

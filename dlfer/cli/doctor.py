@@ -1,4 +1,4 @@
-"""`dlfer doctor`: what this machine has and lacks to train, and how to fix what is wrong."""
+"""The `dlfer doctor` command: check what this machine has and lacks for training, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OLDEST_PYTHON, FIRST_PYTHON_TOO_NEW = (3, 11), (3, 14)
 MIN_DISK_GB, MIN_MEMORY_GB = 2, 4
 BACKENDS = ("tensorflow", "jax", "torch")
 TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")
-"""The builds of TensorFlow, of which one is installed."""
+"""Package names of the TensorFlow builds, any one of which is enough."""
 _MEND = "make install; outside of a clone: pip install --require-hashes -r locks/cpu.txt (or locks/gpu.txt)"
 _PROBE = """
 import json, keras
@@ -48,13 +48,13 @@ print(json.dumps({"backend": backend, "version": version, "keras": keras.__versi
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what it is.
-        status: ok; note (works, but worth knowing); missing (dlfer cannot train so).
+        name: what was checked.
+        status: "ok"; "note" (works, but worth knowing); "missing" (training is not possible).
         text: what was found.
-        mend: what to do about it, where there is something to do.
+        mend: how to fix it; "" if there is nothing to fix.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield what is found, the quick checks first; loading the backend takes some seconds."""
+    """Yield the findings of all checks; the one that loads the backend comes last, because it takes some seconds."""
     yield examine_python(sys.version_info[:2])
     yield from examine_packages(list_pins())
     yield check_dependencies()
@@ -79,7 +79,7 @@ def examine() -> Iterator[Finding]:
 
 
 def examine_python(version: tuple[int, int]) -> Finding:
-    """Return whether TensorFlow has wheels for this Python."""
+    """Check that TensorFlow has wheels for this version of Python."""
     found = ".".join(map(str, version))
     if OLDEST_PYTHON <= version < FIRST_PYTHON_TOO_NEW:
         return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
@@ -89,7 +89,7 @@ def examine_python(version: tuple[int, int]) -> Finding:
 
 
 def list_pins() -> dict[str, str]:
-    """Return package -> pinned version, TensorFlow among them, by the lists of the checkout, else of the installed dlfer."""
+    """Return package -> pinned version ("" if not exact), from requirements.txt of the checkout or from metadata."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     from dlfer.runs.run import find_checkout
@@ -116,7 +116,7 @@ def list_pins() -> dict[str, str]:
 
 
 def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
-    """Yield packages that are absent or of another version than pinned; one line if all is well."""
+    """Yield findings on packages that are absent or of another version than pinned, or a single one if all match."""
     backend = get_backend()
     absent, other = [], []
     for name, pinned in pins.items():
@@ -138,7 +138,7 @@ def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_dependencies() -> Finding:
-    """Return whether the installed packages have what they require of each other, as `pip check` finds it."""
+    """Check by `pip check` that the installed packages satisfy each other's requirements."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"],
         capture_output=True,
@@ -156,7 +156,7 @@ def check_dependencies() -> Finding:
 
 
 def examine_container() -> Finding:
-    """Return the limits that control groups set for this process, which is how containers are limited."""
+    """Return the memory and CPU limits that control groups, and thereby containers, set for this process."""
     limits = read_cgroup_limits()
     if limits.version is None:
         return Finding("container", "ok", "this system has no control groups")
@@ -166,7 +166,7 @@ def examine_container() -> Finding:
 
 
 def examine_memory() -> Finding:
-    """Return the memory that a process may have here, the limit of a container included."""
+    """Check the memory available to a process, within the limit of a container."""
     available, cores = get_memory_bytes(), count_cores()
     if available is None:
         return Finding("memory", "note", f"size unknown; {cores} cores")
@@ -178,7 +178,7 @@ def examine_memory() -> Finding:
 
 
 def examine_disk(folder: Path) -> Finding:
-    """Return whether runs can be written to a folder, and how much room there is."""
+    """Check that a folder is writable and has enough free disk space for a run."""
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free in {folder.resolve()}"
     if not os.access(folder, os.W_OK):
@@ -193,7 +193,7 @@ def examine_disk(folder: Path) -> Finding:
 
 
 def examine_data() -> Finding:
-    """Return what stands in the folder of data sets."""
+    """List the contents of the folder of data sets, DLFER_DATA."""
     from dlfer.config.load import resolve_path
 
     try:
@@ -208,7 +208,7 @@ def examine_data() -> Finding:
 
 
 def examine_backend() -> Iterator[Finding]:
-    """Yield what Keras says of its backend and its GPUs, asked in a process of its own."""
+    """Yield findings on the backend of Keras and its GPUs, queried in a subprocess."""
     backend = get_backend()
     if backend not in BACKENDS:
         yield Finding("backend", "missing", f"KERAS_BACKEND is {backend!r}", f"expected one of {', '.join(BACKENDS)}")
@@ -232,7 +232,7 @@ def examine_backend() -> Iterator[Finding]:
 
 
 def examine_gpus(gpus: list[str], *, has_driver: bool, backend: str) -> Finding:
-    """Return the GPUs that the backend sees; a driver without one is the commonest complaint of all."""
+    """List the GPUs that the backend sees; an installed driver without a visible GPU is the most frequent problem."""
     if gpus:
         return Finding("gpu", "ok", ", ".join(gpus))
     if not has_driver:
@@ -245,7 +245,7 @@ def examine_gpus(gpus: list[str], *, has_driver: bool, backend: str) -> Finding:
 
 
 def get_backend() -> str:
-    """Return the backend that Keras will take: KERAS_BACKEND, else that of keras.json, else TensorFlow."""
+    """Return the backend that Keras will use: KERAS_BACKEND, else that of keras.json, else TensorFlow."""
     if os.environ.get("KERAS_BACKEND"):
         return os.environ["KERAS_BACKEND"]
     home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
@@ -256,7 +256,7 @@ def get_backend() -> str:
 
 
 def has_nvidia_driver() -> bool:
-    """Return whether the kernel has an NVIDIA driver or its tool is at hand."""
+    """Return whether the kernel has an NVIDIA driver, or nvidia-smi is installed."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -268,7 +268,7 @@ def _get_version(name: str) -> str | None:
 
 
 def doctor() -> None:
-    """Check Python, packages, GPU, data, disk and memory, and say how to fix problems."""
+    """Check Python, packages, GPU, data, disk and memory, and suggest how to fix problems."""
     num_missing = 0
     for finding in examine():
         print_text(finding)

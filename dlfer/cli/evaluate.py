@@ -1,4 +1,4 @@
-"""`dlfer evaluate`: the metrics of a trained model, or of an external model file, on other data."""
+"""The `dlfer evaluate` command: compute the metrics of a trained model, or of an external model file, on other data."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def evaluate(
             described | {"--temperature": temperature},
             f"needs an external model, a file that ends in {', '.join(SUFFIXES)}",
         )
-    # A wrong name and a place that cannot be written are told before the model is loaded.
+    # Report wrong names and unwritable paths before the model is loaded.
     inputs = [model, data, attributes, labels, None if is_file else find_model(model), _find_other(against)]
     files = {"--json": find_file(json_out), "--html": html_out, "--predictions": predictions}
     check_outputs(files, inputs, force=force)
@@ -137,15 +137,15 @@ def evaluate(
 
         metrics, found = evaluate_with_predictions(model, **asked)
     _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
-    # Of a run that is named by "." it is the folder's own name.
+    # Resolve the path, because a run may be named by "." instead of by its folder.
     _keep_predictions(found, Path(model).resolve().stem, predictions, against)
 
 
 def _find_other(against: str | None) -> Path | None:
-    """Return the run or the file of predictions to compare with.
+    """Return the path of the run or predictions file to compare with; None if `against` is None.
 
     Raises:
-        UserError: it is not there, has no predictions, or the file does not hold any.
+        UserError: it does not exist, is a model without predictions, or the file holds no predictions.
     """
     from dlfer.metrics.predictions import read_predictions
     from dlfer.study.compare import find_entry
@@ -164,7 +164,7 @@ def _find_other(against: str | None) -> Path | None:
 
 
 def _keep_predictions(found: Predictions, name: str, path: Path | None, against: str | None) -> None:
-    """Write the predictions where they were asked for, and print how they compare with other ones."""
+    """Write the predictions to `path`, and print their comparison with those of `against`, where these are given."""
     import tempfile
 
     from dlfer.metrics.predictions import write_predictions
@@ -181,7 +181,7 @@ def _keep_predictions(found: Predictions, name: str, path: Path | None, against:
 
 
 def _check_data(data: Path | None, split: str | None) -> None:
-    """Raise UserError for data that is not there or is none, and for a split of another name."""
+    """Raise UserError if the data is missing or not recognised, or the name of the split is unknown."""
     from dlfer.data.given import parse_split, recognise
 
     parse_split(split)
@@ -202,7 +202,7 @@ def _show_metrics(metrics: Metrics, name: str, json_out: Path | None, html_out: 
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
-    """Raise UserError where an option was given that does not go with the model."""
+    """Raise UserError if an option is given that does not apply to the model."""
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"dlfer evaluate: {', '.join(given)} {why}.")

@@ -1,4 +1,4 @@
-"""The verb that shows what a trained model's predictions depend on: explain."""
+"""The `dlfer explain` command: show which regions of a face a trained model's predictions depend on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def explain(
     """Show which regions of a face a prediction depends on: figures, arrays (.npz) and a page.
 
     A map shows what the model reacts to. It does not show what a person feels, nor that the model is right.
-    What cannot be read or explained is named at the end, and the command exits with 1.
+    Inputs that cannot be read or explained are listed at the end, and the command exits with 1.
     """
     methods = ("occlusion", "gradcam") if method == "both" else (method,)
     if method not in ("occlusion", "gradcam", "both"):
@@ -77,7 +77,7 @@ def explain(
     if model is not None:
         from dlfer.runs.find import find_model
 
-        find_model(model)  # a wrong name is told before TensorFlow is loaded
+        find_model(model)  # report a wrong name before TensorFlow is loaded
     from dlfer.runs.files import check_writable
 
     check_writable(out, "--out")
@@ -108,7 +108,7 @@ def explain(
 
 
 def _refuse_unused(context: typer.Context, *, is_split: bool, methods: tuple[str, ...]) -> None:
-    """Raise UserError for an option that was given and would change nothing."""
+    """Raise UserError if an option is given that would have no effect."""
     unused = {
         "faces": "does not go with --split: faces of a split are found as in the run's data; leave it out"
         if is_split

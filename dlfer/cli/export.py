@@ -1,4 +1,4 @@
-"""The verb that hands a model to other programs: export."""
+"""The `dlfer export` command: convert a model to SavedModel, LiteRT or ONNX for use by other programs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def export(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a model as SavedModel, LiteRT or ONNX, and compare it with the original before it is kept."""
+    """Export a model to SavedModel, LiteRT or ONNX; an export is kept only if it agrees with the original."""
     from dlfer.predict.runtimes import parse_formats
     from dlfer.runs.find import find_model
 
-    # What is wrong in the command is told before TensorFlow is loaded.
+    # Report wrong arguments before TensorFlow is loaded.
     formats, sides = parse_formats(to), _parse_size(size)
     find_model(model)
     from dlfer.export.contract import describe_export

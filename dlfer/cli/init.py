@@ -1,4 +1,4 @@
-"""`dlfer init`: a first experiment for data of one's own."""
+"""The `dlfer init` command: write a first experiment file for your own data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Options that several verbs share, what the shell completes, and what is done with options before a verb begins.
+"""Command-line options shared by several subcommands, their checks and parsing, shell completion, and output helpers.
 
-To complete experiment files, data, and names of models and of runs, nothing but the names of files is looked at, since the shell
+Completion of experiment files, data, models and runs looks only at file names, never into files, because the shell
 waits for each answer.
 """
 
@@ -30,7 +30,7 @@ _DATA_SUFFIXES = (".csv", ".gz", ".npz", ".zip")
 
 
 def complete_experiments(incomplete: str) -> list[str]:
-    """Return experiment files and folders that a path begins with; where nothing is typed, those of experiments/, too."""
+    """Return the experiment files and folders that start with `incomplete`; if it is empty, also experiments/*.yaml."""
     found = _complete_paths(incomplete, (".yaml", ".yml"))
     if incomplete:
         return found
@@ -40,36 +40,36 @@ def complete_experiments(incomplete: str) -> list[str]:
 
 
 def complete_data(incomplete: str) -> list[str]:
-    """Return folders, csv, zip, .npz and experiment files that a path begins with."""
+    """Return the folders and the csv, gz, npz, zip and YAML files whose paths start with `incomplete`."""
     return _complete_paths(incomplete, (*_DATA_SUFFIXES, ".yaml", ".yml"))
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """Return the names of models that begin so, then runs."""
+    """Return the names of models that start with `incomplete`, then those of runs."""
     names = {path.parent.name for place in _list_model_places() for path in place.glob("*/artifact.json")}
     return _begin_with(incomplete, sorted(names)) + complete_runs(incomplete)
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Return the runs of saved_models/runs whose names begin so, the latest first, as names that `dlfer` takes."""
+    """Return the runs in saved_models/runs that start with `incomplete`, the latest first, as EXPERIMENT/RUN."""
     paths = (path.parent for path in RUNS.glob("*/*/run.json") if not path.parent.parent.name.startswith("."))
     latest = sorted(paths, key=lambda path: path.name, reverse=True)
     return _begin_with(incomplete, [str(path.relative_to(RUNS)) for path in latest])
 
 
 def complete_shown(incomplete: str) -> list[str]:
-    """Return what `dlfer show` shows."""
+    """Return the values for WHAT of `dlfer show` that start with `incomplete`."""
     words = ("config", "runs", "models", "backbones", "sources", "schema")
     return _begin_with(incomplete, words) + complete_runs(incomplete)
 
 
 def _list_model_places() -> list[Path]:
-    """Return the folders of models, as `dlfer.runs.find.list_model_places` has them."""
+    """Return the folders that hold models, like `dlfer.runs.find.list_model_places`, but possibly with duplicates."""
     return [Path("saved_models"), *list_places("saved_models")]
 
 
 def _complete_paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the files with one of the suffixes, and the folders, whose paths begin so; hidden ones are left out."""
+    """Return the folders, and the files with one of the suffixes, that start with `incomplete`, without hidden ones."""
     folder, _, beginning = incomplete.rpartition("/")
     folder += "/" if "/" in incomplete else ""
     try:
@@ -108,7 +108,7 @@ Runs = Annotated[
     Path | None, typer.Option("--runs", metavar="DIR", help="Folder to look runs up in, instead of saved_models/runs.")
 ]
 DATA = "a folder, a csv in the layout of FER2013, a zip with either, an .npz of arrays, or an experiment file"
-"""What every verb that takes data takes; `dlfer.data.given` recognises it."""
+"""The kinds of data that subcommands accept, for help texts; `dlfer.data.given` recognises them."""
 Data = Annotated[
     Path | None,
     typer.Option("--data", metavar="DATA", help=f"Images and labels: {DATA}.", autocompletion=complete_data),
@@ -174,11 +174,11 @@ Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write the result as a self-contained HTML page.")
 ]
 STDOUT = Path("-")
-"""What --json is without a FILE."""
+"""The value of --json without a FILE."""
 
 
 def with_run_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options that all training verbs share; it gets them as `resume` and one RunOptions."""
+    """Add the options that all training subcommands share to a function, which gets them as `resume` and `options`."""
     own = inspect.signature(verb, eval_str=True)
     taken = inspect.signature(_make_options, eval_str=True)
     positional = [p for p in own.parameters.values() if p.name not in ("resume", "options")]
@@ -218,7 +218,7 @@ def _make_options(
         max_hours=max_hours,
         use_cache=not no_cache,
         accept_changes=accept_changes,
-        # It is recorded with every run, and the URL of a storage may hold a password.
+        # Mask passwords in URLs of storages, because every run records its command line.
         argv=("dlfer", *(_PASSWORD.sub(r"\1:***@", word) for word in sys.argv[1:])),
     )
 
@@ -251,20 +251,20 @@ KINDS = {
     "crossval": "cross_validation",
     "search": "search",
 }
-"""Verb -> the kind of run that it makes."""
+"""Subcommand -> the kind of run that it creates."""
 
 
 def check_start(
     verb: str, file: Path | None, resume: str | None, options: RunOptions, *, shared: bool = False
 ) -> Path | None:
-    """Check what can be checked before TensorFlow is loaded; return the folder of the run to continue.
+    """Check what can be checked before TensorFlow is loaded; return the folder of the run to continue, if any.
 
     Args:
-        verb: of the command.
-        file: the experiment; None with `resume`.
-        resume: the run to continue; None with `file`.
-        options: of the command line.
-        shared: whether the same command without `resume` also continues what is in a shared folder or storage.
+        verb: name of the subcommand.
+        file: experiment file; None with `resume`.
+        resume: run to continue; None with `file`.
+        options: options of the command line.
+        shared: whether the command may continue earlier work even without `resume`, so that --accept-changes applies.
     """
     from dlfer.config.load import load_experiment
     from dlfer.experiment.limits import refuse_obstacles
@@ -301,7 +301,7 @@ def check_start(
 
 
 def check_double(verb: str, option: str, keys: Iterable[str], options: RunOptions) -> None:
-    """Raise UserError where --set gives one of the keys that another option sets, by itself or in its section."""
+    """Raise UserError if --set gives a key, itself or in its section, that another option also sets."""
     from dlfer.config.load import find_override
 
     for key in keys:
@@ -315,7 +315,7 @@ def check_double(verb: str, option: str, keys: Iterable[str], options: RunOption
 
 @contextlib.contextmanager
 def name_option(option: str, keys: Iterable[str]) -> Iterator[None]:
-    """Let a problem of a key that an option sets name this option instead of a --set, which was not given."""
+    """In a ConfigError raised in the context, replace `--set KEY` by the option that was given instead and sets KEY."""
     try:
         yield
     except ConfigError as error:
@@ -353,19 +353,19 @@ def check_array(
 
 
 def print_done(path: Path | None) -> None:
-    """Print where a run stands and its report; a dry run has none."""
+    """Print the paths of a run's folder and of its report; print nothing for None, a dry run."""
     if path is not None:
         print_text(path)
         print_text(path / "report.html")
 
 
 def print_result(text: str, values: Any, json_out: Path | None) -> None:
-    """Print a result and write it as JSON where a file is named; for --json without one print the JSON instead.
+    """Print a result, and write it as JSON if --json names a file; for --json without a file, print the JSON instead.
 
     Args:
-        text: for people.
-        values: what `json.dumps` takes.
-        json_out: as given by --json.
+        text: result as text.
+        values: result in a form that `json.dumps` accepts.
+        json_out: value of --json.
     """
     if json_out is None:
         print_text(text)
@@ -383,15 +383,15 @@ def print_result(text: str, values: Any, json_out: Path | None) -> None:
 
 
 def find_file(json_out: Path | None) -> Path | None:
-    """Return the file that --json names; None for standard output."""
+    """Return the file that --json names; None for standard output or without --json."""
     return None if json_out == STDOUT else json_out
 
 
 def print_text(text: object) -> None:
-    """Print results on stdout, without what a name in them could do to a terminal."""
+    """Print results on stdout with control characters escaped, because a name in them could manipulate the terminal."""
     print(escape_text(str(text), keep="\n\t"))
 
 
 def say(text: str) -> None:
-    """Print talk on stderr, without what a name in it could do to a terminal; stdout is for results."""
+    """Print a message on stderr with control characters escaped; stdout is reserved for results."""
     print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)

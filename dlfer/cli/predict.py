@@ -1,4 +1,4 @@
-"""`dlfer predict`: labels for the faces in pictures and videos."""
+"""The `dlfer predict` command: predict labels for the faces in pictures and videos."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def predict(
     It does not detect what a person feels. In the EU, inferring emotions at work and in education is prohibited
     (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.
 
-    Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read or drawn is
-    named at the end, and the command exits with 1. Columns: docs/how-to/predict.md.
+    Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. Inputs that cannot be read or drawn
+    are listed at the end, and the command exits with 1. Columns: docs/how-to/predict.md.
     """
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")
@@ -118,7 +118,7 @@ def _parse_interval(text: str) -> int:
 
 
 def _refuse_data(name: str, model: str | None) -> None:
-    """Raise UserError where an input holds images with labels, not pictures: those are evaluated."""
+    """Raise UserError if an input is a csv, .npz, zip or experiment file: `dlfer evaluate` takes these."""
     path = Path(name)
     if path.suffix.casefold() not in (".csv", ".npz", ".zip", ".gz", ".yaml", ".yml") or not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""`dlfer prepare`: data sets of tensorflow_datasets, brought into their records once."""
+"""The `dlfer prepare` command: convert data sets of tensorflow_datasets to their record files once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def prepare(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Convert the data sets of an experiment once (source tfds), and print where they are; training only reads them."""
+    """Convert the data sets of an experiment once (source tfds), and print their location; training only reads them."""
     from dlfer.config.load import load_experiment
     from dlfer.data.sources import prepare_data
 

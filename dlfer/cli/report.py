@@ -1,4 +1,4 @@
-"""`dlfer report`: the report of a run, written again from its records."""
+"""The `dlfer report` command: rewrite the reports of runs from their records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
     ],
     folder: Runs = None,
 ) -> None:
-    """Write the reports of runs again from their files, and the model card of a run that has a model."""
+    """Rewrite the reports of runs from their files, and the model card of each run that has a model."""
     from dlfer.report.card import write_card
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report

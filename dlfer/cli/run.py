@@ -1,4 +1,4 @@
-"""`dlfer run`: one experiment from data to report."""
+"""The `dlfer run` command: run one experiment from data to report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(file: OptionalFile = None, go_on: Continue = False, *, resume: str | Non
     if go_on:
         wanted = load_experiment(file, options.overrides)
         resumed = find_unfinished_run(wanted.experiment.name, compute_digest(wanted), options.out)
-    # A training over several hosts cannot begin others, so that an ensemble's members are trained in it.
+    # A training over several hosts cannot start other processes, so it trains the members of an ensemble itself.
     run_members = None if describes_cluster() else run_ensemble_members
     if resumed is None:
         work = lambda: run_experiment(file, options, run_members=run_members)  # noqa: E731

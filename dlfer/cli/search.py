@@ -1,4 +1,4 @@
-"""The verb that looks for better settings: search."""
+"""The `dlfer search` command: search for hyperparameters that are best on the validation split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def search(
     resume: str | None,
     options: RunOptions,
 ) -> None:
-    """Search an experiment's space for the values that are best on validation; the test split is not used."""
+    """Search an experiment's search space for the best values on validation; the test split is not used."""
     if resume is not None and ablation:
         raise UserError("dlfer search --resume: a search continues as it began; leave --ablation out.")
     if resume is not None and storage is not None:
@@ -45,7 +45,7 @@ def search(
         )
     if trials is not None:
         check_double("search", f"--trials {trials}", ["search.trials"], options)
-    # A file beside --resume is compared with what the search began with.
+    # With --resume, FILE and its --set values are compared later with the experiment that the search began with.
     checked = options if resume is None or file is None else replace(options, overrides={})
     resumed = check_start("search", None if resume is not None else file, resume, checked, shared=storage is not None)
     from dlfer.study.search.run import SearchOptions, resume_search, run_search

@@ -1,4 +1,4 @@
-"""The verb that serves models over HTTP: serve."""
+"""The `dlfer serve` command: serve predictions of models over HTTP."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def serve(
     It predicts which expression label annotators would give, and does not detect what a person feels. In the EU,
     inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f)).
 
-    Pictures are kept in memory for the time of their request; none is written or logged. With DLFER_API_KEY set, every
-    request has to send the key, except for the page and the health checks. After SIGTERM, accepted requests are answered.
+    Pictures are kept in memory for the duration of their request; none is written or logged. If DLFER_API_KEY is set,
+    requests must send the key, except for the page and health checks. After SIGTERM, accepted requests are answered.
     """
     numbers = {
         "--max-mb": max_mb,
@@ -92,7 +92,7 @@ def serve(
     wanted = models or [str(find_default_model())]
     for name in wanted:
         if "=" not in name:
-            find_model(name)  # a wrong name is told before TensorFlow is loaded
+            find_model(name)  # report a wrong name before TensorFlow is loaded
     from dlfer.serve.limits import BYTES_PER_PIXEL, Limits
     from dlfer.serve.server import ServerOptions, serve_models
 

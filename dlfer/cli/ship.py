@@ -1,4 +1,4 @@
-"""`dlfer ship`: the model of a run, made small and named, and put on the Hugging Face hub."""
+"""The `dlfer ship` command: save a small, named copy of a run's model, and publish it on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ship(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
-    """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
+    """Save a run's model as a named model, with large kernels in float16 and a card, if it agrees with the run's."""
     from dlfer.runs.find import check_hub, list_model_places, open_run_of_model
 
     if private and to_hub is None:
@@ -54,7 +54,7 @@ def ship(
         raise UserError(
             f"--hub-folder {hub_folder}: is the folder of the shipped model, or lies in it; choose another one."
         )
-    open_run_of_model(run)  # a wrong name is refused before TensorFlow is loaded
+    open_run_of_model(run)  # report a wrong name before TensorFlow is loaded
 
     from dlfer.export.ship import check_hub_folder, describe_int8, describe_speed, ship_model, write_hub_folder
     from dlfer.predict.predictor import RESEARCH_ONLY, SMOKE

@@ -1,4 +1,4 @@
-"""`dlfer show`: an experiment in full, the runs, one run, or what there is to choose from."""
+"""The `dlfer show` command: show an experiment in full, the runs, one run, models, backbones, sources or keys."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _print_rows(rows: Rows, none: str, json_out: Path | None) -> None:
 
 
 def list_run_rows(folder: Path) -> Rows:
-    """Return the runs of a folder, oldest first, with the accuracy on the split that judges each and its 95 % interval."""
+    """Return a row for each run of a folder, oldest first, with its accuracy, the split, and the 95 % interval."""
     from dlfer.runs.find import list_runs
 
     return [
@@ -162,18 +162,18 @@ _ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "status": lambda row: row["status"],
     "accuracy": lambda row: 1.0 if row["accuracy"] is None else -(row["accuracy"].value or 0.0),
 }
-"""Column -> what the rows are sorted by; the highest accuracy comes first, and runs without one last."""
+"""Column -> sort key of a row; the highest accuracy comes first, and runs without one last."""
 
 
 def filter_runs(rows: Rows, filters: Sequence[str]) -> Rows:
-    """Return the rows that each of the filters lets pass.
+    """Return the rows that match all filters.
 
     Args:
-        rows: of `list_run_rows`.
-        filters: each a word that name, status, protocol or kind contains, or KEY=WORD for one of them; case does not count.
+        rows: rows of `list_run_rows`.
+        filters: words to find in name, status, protocol or kind, or KEY=WORD for only one of them; case is ignored.
 
     Raises:
-        UserError: another KEY.
+        UserError: a KEY is none of these.
     """
     for text in filters:
         key, is_named, word = text.rpartition("=")
@@ -188,7 +188,7 @@ def sort_runs(rows: Rows, column: str) -> Rows:
     """Return the rows sorted by started, name, status or accuracy (the highest first, runs without one last).
 
     Raises:
-        UserError: another column.
+        UserError: the column is none of these.
     """
     if column not in _ORDERS:
         raise UserError(f"--sort {column}: expected one of {', '.join(_ORDERS)}.")
@@ -196,12 +196,12 @@ def sort_runs(rows: Rows, column: str) -> Rows:
 
 
 def describe_run(name: str, folder: Path) -> dict[str, Any]:
-    """Return what run.json says of a run, its path, and its accuracy on each split that was judged.
+    """Return the contents of a run's run.json, its path, and its accuracy on each evaluated split.
 
     The accuracies have the keys "test_accuracy", "validation_accuracy" and so on, with their interval and n.
 
     Raises:
-        ModelError: no such run, or more than one.
+        ModelError: no run matches the name, or several do.
     """
     from dlfer.runs.find import open_run
     from dlfer.runs.run_records import read_metrics
@@ -217,7 +217,7 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _name_accuracies(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what `describe_run` does with keys that say how many images an accuracy is of."""
+    """Return the result of `describe_run` with the number of images added to the keys of the accuracies."""
     from dlfer.runs.metrics_record import CountedEstimate
 
     return {
@@ -227,12 +227,12 @@ def _name_accuracies(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_model_rows(*, time: bool = False) -> Rows:
-    """Return the models that can be named, what their artifact.json says of them, and their accuracies.
+    """Return a row for each model that can be named, with facts from its artifact.json, its accuracies and its speed.
 
-    At most one is the default: the one that is used where none is named. A damaged model is said and left out. `megabytes` is the
-    size of the file that answers: the ONNX file, else all files of the model. `milliseconds` for a face were measured when the
-    model was shipped, on the machine that `measured_on` names; with `time` here and now. The accuracies are the trained model's; `lost_by_int8`
-    says what a model of eight bits loses of them.
+    At most one is the default, which is used if no model is named. A damaged model is reported on stderr and left out.
+    `megabytes` is the size of the ONNX file, or of all files of a model without one. `milliseconds` per face were
+    measured when the model was shipped, on the machine in `measured_on`; with `time`, here and now. The accuracies are
+    those of the trained model in float32; `lost_by_int8` is what its int8 version loses.
     """
     from dlfer.errors import DlferError, ModelError
     from dlfer.runs.find import find_default_model, list_models, read_about
@@ -278,7 +278,7 @@ def list_model_rows(*, time: bool = False) -> Rows:
 
 
 def _describe_loss(artifact: ArtifactRecord) -> str | None:
-    """Return what the accuracies beside it, which are those of float32, lose where the model answers with eight bits."""
+    """Return the accuracy that the int8 ONNX file loses against float32; None for other models."""
     found = None if artifact.onnx is None else artifact.onnx.accuracy
     if found is None:
         return None
@@ -292,7 +292,7 @@ def _measure(path: Path) -> SpeedRecord:
 
 
 def _count_megabytes(path: Path, artifact: ArtifactRecord) -> float | None:
-    """Return the size of the file that answers, in units of 1,000,000 bytes; None where a file is absent."""
+    """Return the size of the ONNX file, else of all the model's files, in units of 10^6 bytes; None if absent."""
     files = [artifact.onnx.file] if artifact.onnx is not None else list(artifact.sha256)
     try:
         return round(sum((path / file).stat().st_size for file in files) / 1e6, 1)
@@ -301,7 +301,7 @@ def _count_megabytes(path: Path, artifact: ArtifactRecord) -> float | None:
 
 
 def _get_accuracy(split: SplitMetrics | None) -> CountedEstimate | None:
-    """Return the accuracy of a split with its interval and n, or None where there is none."""
+    """Return the accuracy of a split with its interval and n, or None for a split without metrics."""
     from dlfer.runs.metrics_record import CountedEstimate
 
     return None if split is None else CountedEstimate.build({**split.accuracy.as_json(), "n": split.n})

@@ -1,4 +1,4 @@
-"""`dlfer sweep`: every cell of a grid, over seeds."""
+"""The `dlfer sweep` command: train every cell of a grid over several seeds."""
 
 from __future__ import annotations
 

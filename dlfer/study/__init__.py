@@ -1,5 +1,5 @@
-"""Many experiments: ablations, sweeps, searches, and the comparison of finished runs.
+"""Studies of several runs: ablations, sweeps, cross-validations, searches, and the comparison of finished runs.
 
-What enters is an experiment file with keys to vary. What leaves is a directory with one line per member and a verdict
+The input is an experiment file with keys to vary. The output is a directory with a row for each member and a comparison
 over seeds. A member is an ordinary experiment with overrides.
 """

@@ -1,8 +1,8 @@
-"""The ablation, with and without EF-FER1: a comparison of two arms, one of which sets `pretrain: null`.
+"""The ablation: a comparison of an experiment with EF-FER1 and without it (`pretrain: null`).
 
-`ablation.with` and `ablation.without` set further keys of one arm, for a start from random weights often needs another
-rate than one from pretrained weights. All members have the same data, order of images and seeds; all arms with EF-FER1
-share one EF-FER1.
+`ablation.with` and `ablation.without` set further keys of one arm, because training from random weights often needs
+another learning rate than training from pretrained ones. All arms have the same data, order of images and seeds, and
+all members with EF-FER1 share one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equa
 
 
 def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
-    """Return the arms, EF-FER1 first so that its cost is known."""
+    """Return the plan of the arms, the one with EF-FER1 first because equal compute depends on its cost."""
     if config.pretrain is None:
         raise ConfigError(
             f"{file}: pretrain is null, so there is no EF-FER1 to leave out. "
@@ -61,15 +61,15 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
         arms[EQUAL_COMPUTE] = dict(arms[WITHOUT])
     seeds = config.ablation.seeds[:1] if smoke else config.ablation.seeds
     refuse_fixed_members(config, num_seeds=len(seeds), drops_pretrain=True)
-    # How many epochs make it equal is known once EF-FER1 has been trained.
+    # The number of epochs for equal compute is known only once EF-FER1 has been trained.
     return Plan("ablation", arms, seeds, reference=WITH, late_keys={EQUAL_COMPUTE: ["finetune.epochs"]})
 
 
 def _prepare(comparison: Comparison, member: Member) -> bool:
-    """Set how many epochs make the compute equal; return False while no member with EF-FER1 has finished.
+    """Set the epochs of an equal-compute member; return False if that has to wait for a finished member with EF-FER1.
 
     Raises:
-        DlferError: none will finish.
+        DlferError: all members with EF-FER1 failed, or the finished one does not record the cost of EF-FER1.
     """
     if member.arm != EQUAL_COMPUTE:
         return True
@@ -84,16 +84,16 @@ def _prepare(comparison: Comparison, member: Member) -> bool:
 
 
 def show_comparison(found: ComparisonRecord, console: StudyConsole) -> None:
-    """Print the table of arms, the verdicts (in red where training did not learn) and the notes of a comparison."""
+    """Print the table of arms, the verdicts (in red where a training did not learn) and the notes of a comparison."""
     console.console.print(format_comparison_table(found))
     show_verdicts(found, console, most=len(found.paired))
 
 
 def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> int:
-    """Return the epochs of fine-tuning that cost what EF-FER1 and the epochs of the arm without it cost together.
+    """Return the fine-tuning epochs that cost as much as EF-FER1 and the epochs of the arm without it together.
 
-    Cost is counted in pixels seen in training: images x image_size^2; it leaves out that a wider head
-    or a slower input costs more.
+    Cost is measured in pixels seen in training, images x image_size^2, which ignores that a wider head or a slower
+    input costs more.
     """
     done = next(member for member in members if member.arm == WITH and member.status == "finished")
     cost = done.cost
@@ -108,7 +108,7 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
 
 
 def _conclude(comparison: Comparison) -> ComparisonRecord:
-    """Return the paper's table, the differences with a sentence for each, and how the arms differ."""
+    """Return the table of arms, their differences with a sentence for each, and notes on fairness and cost."""
     finished = group_finished(comparison.members)
     if not finished:
         return ComparisonRecord(notes=["No member finished."], unfinished=list_unfinished(comparison.members))
@@ -118,9 +118,9 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
 
 
 def list_arm_keys(finished: Finished) -> list[ArmKey]:
-    """Return the keys in which the arms' experiments differ, the seed apart, with their value in each arm.
+    """Return the keys that can change the result and differ between the arms, with their value in each arm.
 
-    EF-FER1 is one key, `pretrain`, with its weights or data in words.
+    EF-FER1 is a single key, `pretrain`, whose value describes its weights or data in words.
     """
     configs = {arm: _flatten(members[0].run.config()) for arm, members in finished.items()}
     keys = dict.fromkeys(key for values in configs.values() for key in values)
@@ -133,7 +133,7 @@ def list_arm_keys(finished: Finished) -> list[ArmKey]:
 
 
 def _flatten(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the dotted keys of an experiment that can change its result, with `pretrain` as one of them."""
+    """Return the dotted keys of an experiment that can change its result; `pretrain` is a single key."""
     start = config.pretrain
     if start is not None:
         start = start.describe_weights() if start.weights else f"trained on {start.data.source}"
@@ -142,7 +142,7 @@ def _flatten(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _describe_fairness(comparison: Comparison, arm_keys: Sequence[ArmKey]) -> list[str]:
-    """Return what the comparison of the arms leaves open: one shared recipe, one shared EF-FER1."""
+    """Return notes on the limits of the comparison: a shared or differing recipe, and one shared EF-FER1."""
     notes = []
     other = [row.key for row in arm_keys if row.key != "pretrain"]
     if not other:
@@ -159,7 +159,7 @@ def _describe_fairness(comparison: Comparison, arm_keys: Sequence[ArmKey]) -> li
 
 
 def _describe_costs(finished: Finished) -> list[str]:
-    """Return what each arm's fine-tuning took, and what EF-FER1 cost besides."""
+    """Return a note for each arm on its fine-tuning time, and on the additional time of EF-FER1."""
     notes = []
     for arm, members in finished.items():
         seconds = average_seconds(members)
@@ -178,9 +178,9 @@ def _describe_costs(finished: Finished) -> list[str]:
 
 
 def compare_arms(reference: str, members: Sequence[Member]) -> ComparisonRecord:
-    """Return the table of arms with finished members, each compared with one of them, what is missing, and the keys that differ.
+    """Compare the arms that have finished members with the arm `reference`; note what is missing and which keys differ.
 
-    At least one of the members has finished.
+    At least one of the members must have finished.
     """
     finished = group_finished(members)
     split = choose_split(finished)

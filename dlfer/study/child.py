@@ -1,16 +1,16 @@
-"""The process of a member, from both ends: worker slots and how it is started, and the program that it is.
+"""The subprocess that trains a member of a study: worker slots, the parent's side of the process, and its main program.
 
-It executes a run directory that its parent has made:
+It executes a run directory that its parent has created:
 
     python -m dlfer.study.child RUN --parent PID --hint "dlfer sweep --resume ..." --events FD [--ask] [--stay] [--require-gpu] [--accept-changes]
 
-A process of its own frees its memory at its end, can have a GPU of its own, and takes nothing else along when it is killed.
-It writes one JSON object a line to the file descriptor FD: {"event": "start", "stage", "epochs"} when a stage begins,
+A separate process frees its memory when it ends, can have a GPU of its own, and affects nothing else if it is killed.
+It writes one JSON object per line to the file descriptor FD: {"event": "start", "stage", "epochs"} when a stage begins,
 {"event": "epoch", "stage", "epoch", "epochs", "row"} after each epoch, and {"event": "end", "status", "error", "kind",
 "is_users"} last. With --ask it waits, after each epoch of EF-FER2, for one line on stdin: "on" or "stop". With --stay a
-process whose run has finished waits for another one, {"run": path, "log": path or null}, until stdin is closed: framework
-and data are loaded once. It stops at a checkpoint on SIGTERM, when stdin is closed instead of answered, and when its parent
-is gone. Of several side by side each has a slot, with a GPU or a share of the processors of its own.
+process whose run has finished waits for another one, {"run": path, "log": path or null}, until stdin is closed, so that
+framework and data are loaded once. It stops at a checkpoint on SIGTERM, if stdin is closed instead of answered, and if
+its parent is gone. If several run in parallel, each has a slot with a GPU or a share of the CPU cores.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class WorkerSlot:
-    """Room for one process.
+    """A slot in which one training process runs at a time, with the devices that it may use.
 
     Attributes:
-        name: for a person: "GPU 1", "worker 2"; "" where there is one slot only.
-        environment: variables that its process gets.
+        name: display name, such as "GPU 1" or "worker 2"; "" if there is only one slot.
+        environment: environment variables to set for its process.
     """
 
     name: str
@@ -52,7 +52,7 @@ class WorkerSlot:
 
 
 def list_gpu_ids() -> list[str]:
-    """Return the ids that CUDA_VISIBLE_DEVICES takes: those it has, else those of nvidia-smi; no framework is loaded."""
+    """Return the GPU ids in CUDA_VISIBLE_DEVICES if it is set, else those that nvidia-smi lists; load no framework."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]
@@ -69,19 +69,19 @@ def list_gpu_ids() -> list[str]:
 
 
 def find_slots(num_workers: int | None, config: ExperimentConfig) -> list[WorkerSlot]:
-    """Return the worker slots of this machine for an experiment; one for the CPU takes no GPU."""
+    """Return the worker slots of this machine for an experiment; with `experiment.device: cpu`, without GPUs."""
     return make_slots(num_workers, [] if config.experiment.device == "cpu" else list_gpu_ids())
 
 
 def make_slots(num_workers: int | None, gpu_ids: Sequence[str]) -> list[WorkerSlot]:
     """Return the worker slots of this machine.
 
-    A single slot is left as it is, and may use every device. Of several, each gets one GPU, in turn; slots that share a GPU
-    take its memory as they need it, and slots without a GPU share the processors.
+    A single slot sets no variables and may use every device. Of several, each gets one GPU, in turn; slots that share a
+    GPU allocate its memory as they need it, and slots without a GPU share the CPU cores.
 
     Args:
-        num_workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        gpu_ids: as of `list_gpu_ids`.
+        num_workers: number of members that train at a time; None: one for each GPU, or one without GPUs.
+        gpu_ids: ids as returned by `list_gpu_ids`.
     """
     count = num_workers or max(1, len(gpu_ids))
     if count == 1:
@@ -108,14 +108,14 @@ _STDERR = 2
 
 
 class ChildProcess(subprocess.Popen):
-    """A member's process as its parent has it, with the file descriptor of its events.
+    """The parent's handle of a member's process, with the file descriptor from which its events are read.
 
     Args:
         run: directory of the run that it executes.
-        slot: where it runs.
-        hint: the command that continues after a stop.
-        flags: of dlfer.study.child.
-        log: file that its talk is added to; None: this process' stderr.
+        slot: worker slot in which it runs.
+        hint: command that continues after a stop.
+        flags: optional flags of dlfer.study.child.
+        log: file to which its output is appended; None: the stderr of the parent.
     """
 
     def __init__(self, run: Path, slot: WorkerSlot, *, hint: str, flags: Sequence[str], log: Path | None) -> None:
@@ -130,43 +130,43 @@ class ChildProcess(subprocess.Popen):
             super().__init__(
                 [*command, *flags],
                 stdin=subprocess.PIPE,
-                # Results go to stdout, and those are the study's alone.
+                # Stdout is reserved for the results of the study itself.
                 stdout=talk,
                 stderr=talk,
                 pass_fds=(theirs,),
-                # Ctrl-C reaches the study alone, which then asks its members to stop.
+                # Ctrl-C must reach only the study, which then asks its members to stop.
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": path, **slot.environment},
             )
 
     def tell(self, line: str) -> None:
-        """Write a line to the process; one that is gone is noticed when it is polled."""
+        """Write a line to the stdin of the process; if it has exited, polling notices that."""
         with contextlib.suppress(BrokenPipeError):
             self.stdin.write(f"{line}\n".encode())
             self.stdin.flush()
 
     def hear(self) -> list[dict[str, Any]] | None:
-        """Return the events that it has written; None where none will come any more, since it ends."""
+        """Wait for output and return the complete events in it; return None at the end of the stream."""
         chunk = os.read(self.events, 65536)
         *lines, self._pending = (self._pending + chunk).split(b"\n")
         return [json.loads(line) for line in lines] if chunk else None
 
     def hear_rest(self) -> Iterator[dict[str, Any]]:
-        """Yield the last events of a process that has ended."""
+        """Yield the remaining events of a process that has ended."""
         os.set_blocking(self.events, False)
         with contextlib.suppress(BlockingIOError):
             while (events := self.hear()) is not None:
                 yield from events
 
     def close(self) -> None:
-        """Close what connects it with its parent."""
+        """Close the pipes to the process."""
         os.close(self.events)
         with contextlib.suppress(BrokenPipeError):
             self.stdin.close()
 
 
 def describe_exit(code: int) -> str:
-    """Say how a process ended that has not said so itself."""
+    """Return a description of how a process ended that did not report its own ending."""
     if code == 143:
         return "its process was asked to stop by SIGTERM from outside"
     if code >= 0:
@@ -176,33 +176,33 @@ def describe_exit(code: int) -> str:
 
 
 class Channel:
-    """What connects a member's process with its parent.
+    """The connection of a member's process to its parent.
 
     Args:
-        events: JSON lines are written to it.
-        answers: one word is read from it after each epoch of EF-FER2; None: nothing is asked.
-        control: asked by the training whether to stop.
+        events: stream to which JSON lines are written.
+        answers: stream from which one word is read after each epoch of EF-FER2; None: the parent is not asked.
+        control: stop control that the training polls.
     """
 
     def __init__(self, events: TextIO, answers: TextIO | None, control: StopControl) -> None:
         self.events, self.answers, self.control = events, answers, control
 
     def send(self, event: str, **fields: Any) -> None:
-        """Tell the parent; one that is gone is noticed by the control."""
+        """Send an event to the parent; if the parent is gone, request a stop."""
         try:
             print(json.dumps({"event": event, **fields}), file=self.events, flush=True)
         except BrokenPipeError:
             self.control.request(ANSWER_REASON)
 
     def finish_epoch(self, stage: str, row: dict[str, Any], *, epochs: int) -> None:
-        """Tell the parent about an epoch; after one of EF-FER2 wait for its answer, if it wants to give one."""
+        """Send the row of an epoch to the parent; after one of EF-FER2, wait for its answer if it is asked."""
         self.send("epoch", stage=stage, epoch=int(row["epoch"]), epochs=epochs, row=row)
         if self.answers is not None and stage == "finetune" and self.answers.readline().strip() != GO_ON:
             self.control.request(ANSWER_REASON)
 
 
 def main(argv: list[str]) -> int:
-    """Execute the run, and with --stay others; return the exit code, as that of `dlfer run`."""
+    """Execute the run, and with --stay further ones; return the same exit codes as `dlfer run`."""
     parser = argparse.ArgumentParser(prog="dlfer.study.child")
     parser.add_argument("run", type=Path)
     parser.add_argument("--parent", type=int, required=True)
@@ -234,15 +234,15 @@ def main(argv: list[str]) -> int:
 
 
 def _execute(given: argparse.Namespace, channel: Channel) -> None:
-    """Execute the run, then those that the parent hands over."""
-    # A wish to stop is heard while the framework is loaded.
+    """Execute the run, then with --stay those that the parent sends."""
+    # Imported here, where signals are already handled, because loading the framework takes long.
     import keras
 
     from dlfer.experiment.run import execute_run
     from dlfer.experiment.session import Session
 
     run = Run(given.run)
-    # The cache of EF-FER1 is beside the members.
+    # The folder of runs, which also holds the cache of EF-FER1.
     options = RunOptions(
         out=run.path.parent.parent,
         smoke=run.is_smoke,
@@ -264,7 +264,7 @@ def _execute(given: argparse.Namespace, channel: Channel) -> None:
 
 
 def make_listener(channel: Channel) -> TrainingListener:
-    """Return a listener that talks to the console, and tells the parent about stages and epochs."""
+    """Return a listener that prints to the console and sends stages and epochs to the parent."""
     from dlfer.train.progress import ConsoleListener
 
     class TellingParent(ConsoleListener):
@@ -282,7 +282,7 @@ def make_listener(channel: Channel) -> TrainingListener:
 
 
 def _talk_to(log: Path) -> None:
-    """Let stdout and stderr go on in another file."""
+    """Redirect stdout and stderr of this process to another file, in append mode."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -1,7 +1,7 @@
-"""Whether trained models differ: over seeds between the arms of a comparison, or between finished runs that are named.
+"""Comparison of trained models: over seeds between the arms of a study, or between finished runs and models.
 
-For the arms: the table, the differences from one of them, and the notes that belong to them. For finished runs, or files of
-predictions, nothing is trained: their predictions are matched image by image.
+For arms, it gives the table, the differences from a reference arm, and the notes. For finished runs, models and files
+of predictions, nothing is trained: their predictions are matched image by image.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from dlfer.predict.engines import Engine
 
 Finished = Mapping[str, Sequence[Member]]
-"""Arm -> its finished members, at least one."""
+"""Arm -> its finished members (at least one)."""
 
 _MOST_LEFT_OUT = 5
 
 
 def summarise_arm(arm: str, members: Sequence[Member]) -> ArmRow:
-    """Return the accuracy of an arm on each split, None where it has no predictions."""
+    """Return the accuracy of an arm on each split; None for a split without predictions."""
     return ArmRow(
         arm=arm,
         seeds=[member.seed for member in members],
@@ -62,8 +62,8 @@ def summarise_arm(arm: str, members: Sequence[Member]) -> ArmRow:
 def summarise_accuracy(several: Sequence[Predictions]) -> SeedEstimate | None:
     """Return the mean accuracy over seeds with its 95 % interval; None without any predictions.
 
-    Of one seed the interval is Wilson's, over images. Of several it is over images and seeds: where the accuracy of
-    the recipe lies, and not that of these trainings alone.
+    For one seed, it is Wilson's interval over images. For several, it covers images and seeds: it estimates the
+    accuracy of the recipe, not only that of these trainings.
     """
     if not several:
         return None
@@ -75,12 +75,11 @@ def summarise_accuracy(several: Sequence[Predictions]) -> SeedEstimate | None:
 
 
 def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair]:
-    """Compare every other arm with one of them on a split, over the seeds that both finished.
+    """Compare every other arm with the arm `reference` on a split, over the seeds that both have finished.
 
-    An arm is left out that was judged on other images, or has no seed in common with that one (`describe_left_out` says so).
-    With several pairs Holm's correction holds over all of them, and its p value decides what is significant. Where a
-    training of either arm did not learn, the pair supports no conclusion: `not_learned` has the reasons, the sentence
-    says so, and nothing is called significant.
+    Arms evaluated on other images, or without a common seed, are left out (see `describe_left_out`). The p values of
+    several pairs are Holm-corrected, which decides about significance. If a training of either arm did not learn, the
+    pair is not significant, its sentence says so, and `not_learned` has the reasons.
     """
     if reference not in finished:
         return []
@@ -93,7 +92,7 @@ def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair
 
 
 def describe_left_out(reference: str, finished: Finished, pairs: Sequence[ArmPair]) -> list[str]:
-    """Return a sentence on the arms that `compare_with` could not compare with the reference; [] where it compared all."""
+    """Return a sentence on the arms that `compare_with` could not compare with the reference; [] if it compared all."""
     compared = {reference, *(pair.b for pair in pairs)}
     left = [arm for arm in finished if arm not in compared]
     if not left:
@@ -109,7 +108,7 @@ def describe_left_out(reference: str, finished: Finished, pairs: Sequence[ArmPai
 
 
 def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
-    """Return the pairs of one table with p values by Holm, which decide what is significant; one pair stays as it is."""
+    """Return the pairs of a table with Holm-corrected p values, which decide about significance; keep a single pair."""
     if len(pairs) < 2:
         return list(pairs)
     corrected = []
@@ -121,9 +120,9 @@ def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
 
 
 def conclude_pair(pair: ArmPair, not_learned: Sequence[str]) -> ArmPair:
-    """Return a pair with its verdict in words; where a training did not learn, nothing is significant.
+    """Return a pair with its verdict in words; it is not significant if a training did not learn.
 
-    `pair` is corrected for the others of its table; `not_learned` has a clause for each training that did not learn.
+    `pair` is already corrected for the others in its table; `not_learned` has a clause for each such training.
     """
     changes = {"not_learned": list(not_learned), "is_significant": pair.is_significant and not not_learned}
     changes["sentence"] = describe_difference(pair)
@@ -133,19 +132,19 @@ def conclude_pair(pair: ArmPair, not_learned: Sequence[str]) -> ArmPair:
 
 
 def find_failures(members: Sequence[Member]) -> list[str]:
-    """Return a clause for each of these trainings that did not learn, e.g. "without EF-FER1, seed 0: its accuracy ..."."""
+    """Return a clause for each training that did not learn, e.g. "without EF-FER1, seed 0: its accuracy ..."."""
     found = {member.title: find_run_failure(member.run.path) for member in members}
     return [f"{title}: {why}" for title, why in found.items() if why is not None]
 
 
 def choose_split(finished: Finished) -> str:
-    """Return the split that the arms are judged on: test, where every finished member has one, else validation."""
+    """Return the split on which the arms are evaluated: "test" if every finished member has one, else "validation"."""
     has_test = all(member.metrics.test for members in finished.values() for member in members)
     return "test" if has_test else "validation"
 
 
 def describe_split(split: str, finished: Finished, *, is_ranked: bool = False) -> str:
-    """Return the split in words; that of validation says whether it selected the models, or with `is_ranked` one of them."""
+    """Return the split in words; for validation, say whether it selected the models. `is_ranked`: it ranked them."""
     if split == "test":
         return "test"
     metrics = [member.metrics for members in finished.values() for member in members]
@@ -155,7 +154,7 @@ def describe_split(split: str, finished: Finished, *, is_ranked: bool = False) -
 
 
 def list_unfinished(members: Sequence[Member]) -> list[UnfinishedMember]:
-    """Return the members that are not in the table."""
+    """Return a record of each member that has not finished and so is not in the table."""
     return [
         UnfinishedMember(arm=member.arm, seed=member.seed, status=member.status, error=member.error)
         for member in members
@@ -164,7 +163,7 @@ def list_unfinished(members: Sequence[Member]) -> list[UnfinishedMember]:
 
 
 def describe_missing(members: Sequence[Member], *, arms: str = "arms") -> list[str]:
-    """Return that the arms' means are over different seeds, and how many members are not in the table; [] where all are."""
+    """Return notes if the arms' means are over different seeds, and if members are not in the table; [] otherwise."""
     finished, notes = group_finished(members), []
     if len({tuple(member.seed for member in several) for several in finished.values()}) > 1:
         notes.append(f"The {arms} differ in which of their seeds finished; their means are not over the same seeds.")
@@ -176,7 +175,7 @@ def describe_missing(members: Sequence[Member], *, arms: str = "arms") -> list[s
 
 
 def collect_notes(finished: Finished, judged_on: str, pairs: Sequence[ArmPair] = ()) -> list[str]:
-    """Return the judged split and the protocol, the members' banners, and what the number of seeds leaves open."""
+    """Return notes on the evaluated split and protocol, the members' banners, and the limits of the number of seeds."""
     metrics = [member.metrics for members in finished.values() for member in members]
     notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({str(m.protocol) for m in metrics}))}."]
     notes += dict.fromkeys(m.banner for m in metrics if m.banner)
@@ -195,7 +194,7 @@ def collect_notes(finished: Finished, judged_on: str, pairs: Sequence[ArmPair] =
 
 
 def _describe_single_seeds(finished: Finished, pairs: Sequence[ArmPair]) -> list[str]:
-    """Return what is over one seed where others are over several: an arm, or the difference of two."""
+    """Return notes on arms and differences that rest on one seed while others rest on several."""
     notes = []
     alone = [arm for arm, members in finished.items() if len(members) == 1]
     if alone:
@@ -222,7 +221,7 @@ def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | No
 
 
 def _compare_arms(a: Sequence[Member], b: Sequence[Member], split: str) -> PairedTest | None:
-    """Return the test over the seeds that both arms have; None without any, or where they were judged on different images."""
+    """Return the test over the seeds that both arms have; None without any, or if their images differ."""
     of_b = {member.seed: member for member in b}
     pairs = [(member.read_split(split), of_b[member.seed].read_split(split)) for member in a if member.seed in of_b]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
@@ -237,12 +236,12 @@ SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to compare.
+    """A run, a predictions file or a model to compare.
 
     Attributes:
-        name: what it is called in the result.
-        path: of its run directory, its predictions file, or the artifact of a model.
-        run: the run; None for a predictions file and for a model.
+        name: its name in the result.
+        path: path of the run directory, the predictions file, or the model's artifact.
+        run: the run; None for a predictions file or a model.
         is_model: whether it is a model without predictions.
     """
 
@@ -260,23 +259,24 @@ def compare_runs(
     folder: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ModelComparison:
-    """Compare the accuracies of two or more runs and models on the images that all of them judged.
+    """Compare the accuracies of two or more runs and models on the images that all of them predicted.
 
     Args:
         names: runs (paths, or beginnings of their names), shipped models by name, and predictions files (.npz).
-        split: "test" or "validation"; None: test if all have it, else validation. FER2013's names are taken, too.
-        data: that every run and model predicts now. None: runs have their predictions, and models predict the data of
-            the first run.
-        folder: of runs; None: saved_models/runs.
+        split: "test" or "validation", also by FER2013's names; None: test if all runs have it, else validation, and of
+            `data` its first of test, validation and train.
+        data: data that all runs and models predict now; None: only models predict, the data of the first run.
+        folder: folder of runs; None: saved_models/runs.
+        say: called with messages on progress.
 
     Returns:
-        What `compare_several` gives, with the split, the paths of the runs, the systems (runs that differ in the seed
-        alone) with their differences over seeds, and notes. A pair with a training that did not learn has the reasons in
-        `not_learned`, a sentence that says so, and no verdict.
+        The result of `compare_several`, with the split, the paths of the runs, the systems (runs that differ only in
+        the seed) with their differences over seeds, and notes. A pair with a training that did not learn is not
+        significant, its sentence says so, and `not_learned` has the reasons.
 
     Raises:
-        UserError: fewer than two; a run without these predictions; labels, targets or images do not match; a model, and
-            neither a run nor data to predict.
+        UserError: fewer than two names; a run without these predictions; labels, targets or images that do not match; a
+            model without a run or data whose images it could predict.
     """
     if len(names) < 2:
         raise UserError(f"compare: found {len(names)} run, expected two or more.")
@@ -308,10 +308,10 @@ def compare_runs(
 
 
 def find_entry(name: str, folder: Path | None) -> Entry:
-    """Return what a name of `compare_runs` means: the path of a run, the exact name of a model, or the beginning of a run's.
+    """Return the entry for a name: an .npz file, the exact name or path of a model, or a run's path or name prefix.
 
     Raises:
-        UserError: no such run or model, or it is a comparison.
+        UserError: no such run or model, or it is a study.
     """
     path = Path(name)
     if path.suffix == ".npz":
@@ -342,12 +342,12 @@ def find_entry(name: str, folder: Path | None) -> Entry:
 
 
 def _read_member_paths(run: Run) -> list[str]:
-    """Return where the members are: as recorded, or beside the comparison if the folder of runs was moved."""
+    """Return the directories of the members: as recorded, or beside the comparison if the folder of runs was moved."""
     return [str(row.find_folder(run.path) or row.path) for row in read_member_rows(run.path) if row.path]
 
 
 def _name_entries(entries: list[Entry]) -> list[Entry]:
-    """Return the entries with names of which no two are alike: longer ones, or numbered if given twice."""
+    """Return the entries with unique names: equal names become paths, and entries that are given twice are numbered."""
     counts = Counter(name for name, _ in {(entry.name, entry.path.resolve()) for entry in entries})
     longer = [entry.name if counts[entry.name] == 1 else str(entry.path) for entry in entries]
     unique = []
@@ -374,25 +374,25 @@ def _get_file(entry: Entry, split: str) -> Path:
 
 
 class Images:
-    """The images that models predict for a comparison, with the faces found in them as each model's training had them.
+    """The images that models predict for a comparison, with faces detected as in the training of each model.
 
     Args:
-        entries: of the comparison; the data is that of the first run among them.
-        split: of the data; None: the first of test, validation and train that `data` has.
-        data: instead of the run's.
-        say: is told what takes long.
+        entries: entries of the comparison; the first run among them provides the data.
+        split: split of the data; None: the first of test, validation and train that `data` has.
+        data: data to use instead of the run's.
+        say: called with messages on progress.
 
     Attributes:
-        used: the name of the split of `data` that was predicted; None without `data`.
+        used: name of the split of `data` that was predicted; None without `data`.
         notes: which images each model predicted, and what else it used them for.
-        own: images of the run, their labels, and where they are from, once they are loaded.
+        own: images of the run, their labels, and their origin in words; None until they are loaded.
     """
 
     def __init__(
         self, entries: Sequence[Entry], split: str | None, data: Path | None, say: Callable[[str], None]
     ) -> None:
         if data is not None:
-            recognise(data)  # what is none is told before a model is loaded
+            recognise(data)  # report unknown data before a model is loaded
         self.split, self.data, self.say = split, data, say
         self.used: str | None = None
         self.source = next((entry for entry in entries if entry.run is not None), None)
@@ -400,14 +400,14 @@ class Images:
         self.own: tuple[Split, tuple[str, ...], str] | None = None
 
     def is_needed(self, entry: Entry) -> bool:
-        """Return whether an entry predicts now: a model, and with other data a run."""
+        """Return whether an entry has to predict now: a model always, a run only with `data`."""
         return entry.is_model or (self.data is not None and entry.run is not None)
 
     def predict(self, entry: Entry) -> Predictions:
-        """Return the predictions of a model, on ONNX Runtime where it has its ONNX file.
+        """Return the predictions of a model or of a run's model, by ONNX Runtime if it has an ONNX file.
 
         Raises:
-            UserError: there are no images, or their labels are not those of the model.
+            UserError: there are no images, or their labels do not match those of the model.
         """
         from dlfer.data.labels import map_targets
         from dlfer.experiment.evaluate import describe_seen, prepare_as_trained, tell_use
@@ -438,9 +438,9 @@ class Images:
         return Predictions(images.ids, model.labels, images.targets, model.predict(images.images))
 
     def extend_labels(self, several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
-        """Return predictions over the labels of the model that knows most, where these include all labels of the others.
+        """Return predictions over the labels of the model with the most, if these include all labels of the others.
 
-        A label that a model does not know has the probability 0. One that no image has is a wrong answer.
+        Labels that a model lacks get the probability 0. Predicting a label that no image has counts as an error.
         """
         most = max(several, key=lambda predictions: len(predictions.labels)).labels
         if not all(set(predictions.labels) <= set(most) for predictions in several):
@@ -457,7 +457,7 @@ class Images:
         return extended
 
     def _load_given(self, model: Engine) -> tuple[Split, tuple[str, ...], str]:
-        """Return images of `data` as they are on disk, their labels, and where they are from."""
+        """Return the images of `data` as stored on disk, their labels, and their origin in words."""
         from dlfer.experiment.evaluate import load_split
 
         images, labels, _ = load_split(self.data, self.split, model, self.say)
@@ -465,7 +465,7 @@ class Images:
         return images, labels, str(self.data)
 
     def _load_own(self) -> tuple[Split, tuple[str, ...], str]:
-        """Return the images of the run, with faces found as its training had them, their labels, and where they are from."""
+        """Return the images of the run with faces detected as in its training, their labels, and their origin."""
         from dlfer.data.sources import load_data
 
         if self.source is None:
@@ -483,7 +483,7 @@ class Images:
 
 
 def _choose_split(entries: list[Entry]) -> str:
-    """Return the first split of which every run has predictions; test, where there is none."""
+    """Return the first split of which every run has predictions; "test" if there is none."""
     runs = [entry for entry in entries if entry.run is not None]
     for split in SPLITS:
         if all((entry.path / "predictions" / f"{split}.npz").is_file() for entry in runs):
@@ -502,7 +502,7 @@ def _describe_matching(result: ModelComparison, split: str) -> list[str]:
 
 
 def _describe_runs(entries: list[Entry], split: str) -> list[str]:
-    """Return the warnings that the runs' own records call for."""
+    """Return notes on runs with different protocols or selection, on their banners, and on optimistic values."""
     metrics: dict[str, Metrics] = {
         entry.name: require_metrics(entry.path) for entry in entries if entry.run is not None
     }
@@ -531,9 +531,9 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
 
 
 def _group_seeds(entries: list[Entry]) -> tuple[dict[str, dict[int, Entry]], list[str]]:
-    """Return system -> seed -> run for the experiments of which several seeds are here, and a note for each seed that is here twice.
+    """Return system -> seed -> run for experiments with several seeds, and a note for each run that repeats a seed.
 
-    Two runs of one seed are no two trainings of the recipe: the first stands for the seed.
+    Two runs with the same seed are not two independent trainings of the recipe, so only the first one is used.
     """
     groups: dict[str, dict[int, Entry]] = {}
     notes: list[str] = []
@@ -563,13 +563,13 @@ def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Pr
 
 
 def _find_failures(entries: list[Entry]) -> dict[str, str]:
-    """Return name -> "name: why" for the runs whose training did not learn."""
+    """Return name -> "name: reason" for the runs whose training did not learn."""
     found = {entry.name: find_run_failure(entry.path) for entry in entries if entry.run is not None}
     return {name: f"{name}: {why}" for name, why in found.items() if why is not None}
 
 
 def _withdraw_verdict(pair: ModelPair, failures: dict[str, str]) -> ModelPair:
-    """Return a pair that says which of its two trainings did not learn, instead of a verdict, where one did not."""
+    """Return a pair whose verdict is replaced by the reasons, if one of its two trainings did not learn."""
     reasons = [failures[name] for name in (pair.a, pair.b) if name in failures]
     if not reasons:
         return pair.model_copy(update={"not_learned": []})
@@ -580,9 +580,9 @@ def _withdraw_verdict(pair: ModelPair, failures: dict[str, str]) -> ModelPair:
 def _compare_systems(
     systems: dict[str, dict[int, Entry]], matched: dict[str, Predictions], failures: dict[str, str]
 ) -> list[ArmPair]:
-    """Return the differences of systems over the seeds that both have, where these are two or more.
+    """Return the differences of systems over the seeds that both have, if these are at least two.
 
-    Their p values are corrected by Holm over all these pairs.
+    Their p values are Holm-corrected over all these pairs.
     """
     names, compared = list(systems), []
     for position, a in enumerate(names):

@@ -1,4 +1,4 @@
-"""A comparison under way: its members run by the one runner, here or each by a process of a job array, then table and page."""
+"""The execution of a comparison: run its members here or as tasks of a job array, then write its table and report."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _MOST_KEYS = 5
 
 @dataclass(frozen=True)
 class Rules:
-    """What is a kind of comparison's own.
+    """The rules of one kind of comparison.
 
     Attributes:
-        section: of the experiment, "ablation" or "sweep", which has the seeds; "cross_validation", which is none.
-        plan: (experiment, file that it is from, whether it is a smoke run) -> its members; raises ConfigError without any.
-        conclude: gives comparison.json.
-        show: prints it.
-        prepare: called before a member begins, which may set its last keys; returns whether it can begin now, and raises
-            DlferError where it never will.
-        shares_processes: whether a process may train members one after another, so that framework and data are loaded once
-            and memory that leaks adds up; for few members that differ in little.
+        section: section of the experiment with the seeds, "ablation" or "sweep"; "cross_validation", which has none.
+        plan: function (experiment, its file, whether it is a smoke run) -> plan; raises ConfigError if impossible.
+        conclude: function that returns the record for comparison.json.
+        show: function that prints this record.
+        prepare: function called before a member starts, which may set its late keys; returns whether the member can
+            start now, and raises DlferError if it never can.
+        shares_processes: whether one process trains several members in turn, which loads framework and data only once
+            but accumulates leaked memory; for a few members that differ little.
     """
 
     section: str
@@ -71,20 +71,20 @@ class Rules:
         workers: int | None = None,
         array: ArrayTask | None = None,
     ) -> Path | None:
-        """Begin the comparison of an experiment, or do what a task of a job array does.
+        """Start the comparison of an experiment, or execute one task of its job array.
 
         Args:
             experiment: a file, or an experiment that was loaded from one.
-            seeds: instead of those of the file.
-            workers: how many members train at a time; None: one for each GPU, one on a machine without.
-            array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
+            seeds: seeds to use instead of those in the file.
+            workers: number of members that train at a time; None: one for each GPU, or one without GPUs.
+            array: run one member in a shared folder of runs, or collect the finished ones there; None: run all here.
 
         Returns:
             The folder of the comparison, or of the one member; None for a dry run.
 
         Raises:
             ConfigError: the experiment lacks what this kind of comparison needs.
-            Others: as `run_comparison`, `run_one_member` and `collect_comparison`.
+            Others: those of `run_comparison`, `run_one_member` and `collect_comparison`.
         """
         own_seeds = {} if seeds is None else {f"{self.section}.seeds": list(seeds)}
         config = load_experiment(experiment, {**options.overrides, **own_seeds})
@@ -112,9 +112,9 @@ class Rules:
         return run_one_member(comparison, index, options, rules=self)
 
     def _choose_shared_name(self, folder: Path, config: ExperimentConfig, plan: Plan, *, smoke: bool) -> str:
-        """Return the name of the shared directory, which follows from the plan, so that all tasks find the same.
+        """Return the name of the shared directory, derived from the plan so that all tasks use the same one.
 
-        Earlier versions named it by the experiment alone: such a directory goes on where its plan is the one asked for.
+        Earlier versions derived it from the experiment alone; such a directory is continued if its plan is the same.
         """
         digest, end = plan.compute_digest(config), f"{'-smoke' if smoke else ''}-{plan.kind}"
         former = folder / f"{_SHARED}{compute_digest(config)[:8]}{end}"
@@ -125,10 +125,10 @@ class Rules:
         return f"{_SHARED}{digest[:8]}{end}"
 
     def resume(self, run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-        """Resume a comparison: finished members stay, the others continue from their checkpoints; return its folder.
+        """Resume a comparison and return its folder: keep finished members, continue the others from their checkpoints.
 
         Raises:
-            As `run_comparison`.
+            Those of `run_comparison`; ResumeError also if the experiment or the software has changed since it began.
         """
         opened = open_run(run, options.out)
         if opened.status != "finished":
@@ -139,11 +139,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """What this process does for a comparison whose members are run by a job array.
+    """The task of this process in a comparison whose members are run by a job array.
 
     Attributes:
-        member: the number of the member that it runs, or "auto" for the index that the scheduler gives; None: it runs none,
-            and collects those that have finished.
+        member: number of the member to run, or "auto" for the task index of the scheduler; None: run none, but collect
+            those that have finished.
     """
 
     member: str | None
@@ -151,14 +151,14 @@ class ArrayTask:
 
 @dataclass
 class Comparison:
-    """A comparison under way.
+    """A comparison in progress.
 
     Attributes:
-        run: its own directory.
-        config: the experiment.
-        plan: what it runs.
-        console: tells a person.
-        members: as members.csv has them; in a shared directory, as their run directories are.
+        run: directory of the comparison itself.
+        config: experiment that is varied.
+        plan: plan of its members.
+        console: console for messages and progress.
+        members: members as recorded in members.csv, or in a shared comparison as found in their run directories.
     """
 
     run: Run
@@ -172,12 +172,12 @@ class Comparison:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the members are run by processes that do not know of each other."""
+        """Whether the members are run by independent processes, the tasks of a job array."""
         return self.run.path.name.startswith(_SHARED)
 
     @property
     def hint(self) -> str:
-        """The command that goes on after a stop."""
+        """The command that resumes the comparison after a stop."""
         return f"dlfer {self.plan.verb} --resume {shlex.quote(str(self.run.path))}"
 
     def save(self) -> None:
@@ -185,11 +185,11 @@ class Comparison:
         write_member_rows(self.run.path, [member.as_row() for member in self.members])
 
     def get_position(self, member: Member) -> str:
-        """Return "[2/6]", the place of a member among all."""
+        """Return the position of a member among all, such as "[2/6]"."""
         return f"[{self.members.index(member) + 1}/{len(self.members)}]"
 
     def create_member_run(self, member: Member) -> None:
-        """Make the member's run directory beside the comparison's, small where that is a smoke run."""
+        """Create the member's run directory in the folder of runs of the comparison, as a smoke run if that is one."""
         record, config, folder = self.run.record, member.make_config(self.config), self.run.path.parent.parent
         options = RunOptions(smoke=self.run.is_smoke, use_cache=record.use_cache, argv=tuple(record.argv))
         siblings = [Path(other.path) for other in self.members if other.path]
@@ -197,7 +197,7 @@ class Comparison:
             name = self._get_shared_name(member)
             create = lambda draft: create_member_run(config, options, draft, siblings=siblings, study=self.run.path)  # noqa: E731
             run = open_shared_run(folder, config.experiment.name, name, create)
-            self._refuse_foreign(member, run)  # another process may have made it
+            self._refuse_foreign(member, run)  # another process may have created it
         else:
             run = create_member_run(config, options, folder, siblings=siblings, study=self.run.path)
         member.path = str(run.path.resolve())
@@ -219,7 +219,7 @@ class Comparison:
         return self.members
 
     def _refuse_foreign(self, member: Member, run: Run) -> None:
-        """Raise UserError where the run under a member's name is not the planned one; take its late keys over."""
+        """Copy the late keys of a run to its member, and raise UserError if the run is not as planned."""
         late, began = self.plan.late_keys.get(member.arm, ()), load_start(run)
         if late and began is not None:
             values = flatten(began.model_dump(mode="json"))
@@ -240,14 +240,14 @@ class Comparison:
 
 
 class MemberSource(Source):
-    """Hands the members of a comparison to the runner.
+    """A source of the members of a comparison for the runner.
 
     Args:
-        comparison: whose members they are.
-        members: that are to be run.
-        rules: of this kind of comparison.
-        num_slots: how many members train at a time.
-        save: whether members.csv is kept up to date; only one process at a time may do so.
+        comparison: the comparison.
+        members: members to run.
+        rules: rules of this kind of comparison.
+        num_slots: number of members that train at a time.
+        save: whether to keep members.csv up to date; only one process at a time may do so.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class MemberSource(Source):
         self.is_users_fault = False
 
     def take(self, slot: WorkerSlot) -> Task | None:
-        """Return the next member, first one that need not wait while another trains the EF-FER1 that both share."""
+        """Return a task for the next member; those that need an EF-FER1 which another member is training come last."""
         ready = [member for member in list(self.waiting) if self._is_ready(member)]
         ready.sort(key=self._waits_for_pretraining)
         for member in ready:
@@ -276,7 +276,7 @@ class MemberSource(Source):
         return None
 
     def end(self, task: Task, ending: Ending) -> None:
-        """Note how a member ended, tell it, and write members.csv."""
+        """Record how a member ended, print it, and write members.csv."""
         comparison, member = self.comparison, self.active.pop(task)
         if ending.status == "failed":
             self.is_users_fault = ending.is_users
@@ -333,14 +333,14 @@ class MemberSource(Source):
 
 
 def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, rules: Rules) -> Path:
-    """Run one member of a shared comparison, as a task of a job array does; return the member's directory.
+    """Run one member of a shared comparison, as a task of a job array; return the member's directory.
 
-    A member that is finished is left as it is, and one that was interrupted goes on from its checkpoint.
+    A finished member is left unchanged, and an interrupted one continues from its checkpoint.
 
     Raises:
-        ConfigError: the member needs others that have not finished.
-        TrainingStopped: as of `dlfer run`.
-        DlferError: it failed; a UserError where the user has to correct it.
+        ConfigError: the member depends on others that have not finished.
+        TrainingStopped: a stop was requested, as in `dlfer run`.
+        DlferError: it failed; a UserError if the user has to correct something.
     """
     member, control = comparison.members[index], StopControl(options.max_hours)
     if not member.path and not rules.prepare(comparison, member):
@@ -367,13 +367,13 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
 
 
 def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int | None, rules: Rules) -> Path:
-    """Run what is not finished, write comparison.json and the page, show the table; return the folder.
+    """Run the unfinished members, write comparison.json and the report, and print the table; return the folder.
 
-    The arguments are as of `Rules.start`.
+    The arguments are those of `Rules.start`.
 
     Raises:
         ModelError: another process works on this comparison.
-        TrainingStopped: what has finished by then is in the page; the comparison can be resumed.
+        TrainingStopped: a stop was requested; the report has the members finished so far, and the rest can be resumed.
         DlferError: members failed; the others were run.
     """
     run, control, started = comparison.run, StopControl(options.max_hours), time.monotonic()
@@ -418,7 +418,7 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
 
 
 def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
-    """Write comparison.json and the page of what has finished, wait for nothing, and say what is missing.
+    """Write comparison.json and the report of the members finished so far, without waiting; print which are missing.
 
     Raises:
         ModelError: another process works on this comparison.
@@ -444,7 +444,7 @@ def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
 
 
 def _tell_status(comparison: Comparison) -> str:
-    """Return what the comparison is once its results are written."""
+    """Return the status of the comparison that follows from its members: "failed", "finished" or "stopped"."""
     statuses = {member.status for member in comparison.members}
     if "failed" in statuses:
         return "failed"
@@ -452,9 +452,9 @@ def _tell_status(comparison: Comparison) -> str:
 
 
 def _write_results(comparison: Comparison, rules: Rules, status: str) -> tuple[Path, str]:
-    """Write and show the results; return the page, and the time to record as the end.
+    """Write and print the results; return the path of the report, and the time to record as the end.
 
-    The page comes before the record of this status, which it has already, so that nothing counts as finished without it.
+    The report shows the new status but is written before its record, so that no comparison finishes without a report.
     """
     found, ended = rules.conclude(comparison), tell_time()
     found.write(comparison.run.path)
@@ -465,7 +465,7 @@ def _write_results(comparison: Comparison, rules: Rules, status: str) -> tuple[P
 
 
 def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, style: str | None = "bold") -> None:
-    """Print the first verdicts (in red where training did not learn) and the notes of a comparison."""
+    """Print the first `most` verdicts (in red where a training did not learn) and the notes of a comparison."""
     for text, is_failed in list_verdicts(found.paired[:most]):
         console.say(text, style="bold red" if is_failed else style)
     if len(found.paired) > most:

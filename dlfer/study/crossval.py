@@ -1,9 +1,10 @@
-"""A cross-validation: a recipe, or each cell of a sweep, is trained once for each fold and judged on the images of that fold.
+"""Cross-validation: a recipe, or each cell of a sweep, is trained once per fold and evaluated on that fold.
 
-Folds are stratified and keep duplicates and subjects together (`dlfer.data.split.assign_folds`). In each training a group-pure
-validation split of the other folds selects the epoch; the fold is opened once, at the end. So every image is predicted once, by
-the model that did not see it. The pooled accuracy has two intervals, of the trained models and of the recipe
-(`dlfer.metrics.several`). Each fold is trained with a seed of its own, experiment.seed + fold, so that the seed is in the variance.
+Folds are stratified and keep duplicates and subjects together (`dlfer.data.split.assign_folds`). In each training, a
+validation split of the other folds, which also keeps groups together, selects the epoch; the test fold is used once, at
+the end, so every image is predicted once, by a model that did not see it. The pooled accuracy has two intervals, for
+the trained models and for the recipe (`dlfer.metrics.several`). Each fold has its own seed, experiment.seed + fold, so
+that the variance over folds includes that over seeds.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ from dlfer.study.runner import StudyConsole
 POOLED_FOLDER = "predictions"
 SMOKE_FOLDS = 2
 _SAME_IMAGES = ("select_on", "soft_targets", "soft_share", "votes")
-"""Keys of the data that a cell may set: they change neither the images nor the folds."""
+"""Keys of finetune.data that a cell may set, because they change neither the images nor the folds."""
 _SHOWN_PAIRS = 5
 _SUBJECTS_REASON = "no interval of this metric is known to cover where subjects keep images together"
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The predictions of all folds of one arm; rows follow the folds, then the rows of each.
+    """The predictions on several folds, pooled; all arrays have a row for each image.
 
     Attributes:
-        predictions: of every image that was judged.
-        folds: int [n], the fold that each image is in.
-        groups: int [n], the same number for images that are duplicates or show one subject.
-        members: of each fold, the one that judged it.
+        predictions: predictions of the images, each by the model of its fold.
+        folds: int [n], the fold of each image.
+        groups: int [n], the group of each image: equal for images that are duplicates or show the same subject.
+        members: fold -> the member that predicted it.
     """
 
     predictions: Predictions
@@ -65,7 +66,7 @@ class Pooled:
     members: Mapping[int, Member]
 
     def take(self, folds: Sequence[int]) -> Pooled:
-        """Return the images of some of the folds, sorted by their ids."""
+        """Return the images of the given folds, sorted by id."""
         rows = np.flatnonzero(np.isin(self.folds, folds))
         rows = rows[np.argsort(self.predictions.ids[rows], kind="stable")]
         old = self.predictions
@@ -112,7 +113,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
 
 
 def _conclude(comparison: Comparison) -> ComparisonRecord:
-    """Return the arms, the best on validation first, and write the pooled predictions of each."""
+    """Return the arms ranked by validation accuracy, and write the pooled predictions of each."""
     members, finished = comparison.members, group_finished(comparison.members)
     unfinished = list_unfinished(members)
     if not finished:
@@ -140,10 +141,10 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
 
 
 def pool_folds(members: Sequence[Member]) -> Pooled:
-    """Return the predictions of the finished members of one arm on their folds.
+    """Return the pooled predictions of the finished members of one arm on their folds, fold after fold.
 
     Raises:
-        ModelError: an image is in two folds, or the folds have different labels.
+        ModelError: a member lacks predictions or groups, an image is in two folds, or the folds have different labels.
     """
     several = {member.fold: member.read_split("test") for member in members}
     missing = next((member for member in members if several[member.fold] is None), None)
@@ -172,9 +173,9 @@ def pool_folds(members: Sequence[Member]) -> Pooled:
 
 
 def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
-    """Return what each fold's best arm on its own validation split predicts on the fold; None where that is no choice.
+    """Return each fold's predictions by the arm that is best on its own validation split; None if there is no choice.
 
-    The choice is part of the recipe that is judged, and it has not seen the images that judge it (nested selection).
+    This is nested selection: the choice is part of the evaluated recipe, and does not use the images that evaluate it.
     """
     common = sorted(set.intersection(*(set(one.members) for one in pooled.values())))
     if len(pooled) < 2 or not common or not _have_same_folds([one.take(common) for one in pooled.values()]):
@@ -192,10 +193,9 @@ def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
 
 
 def _have_same_folds(several: Sequence[Pooled]) -> bool:
-    """Tell whether arms have the same images in the same folds; rows are sorted by their ids.
+    """Return whether arms have the same images in the same folds; the rows must be sorted by id.
 
-    Images of a folder whose sizes differ are reduced to what the network needs, and what is a near duplicate may depend on
-    that.
+    They may differ: images of mixed sizes are downscaled for the network, which can change which are near duplicates.
     """
     first = several[0]
     return all(
@@ -250,10 +250,10 @@ def _compute_macros(predictions: Predictions, *, has_subjects: bool) -> dict[str
 def _read_groups(member: Member, ids: np.ndarray) -> np.ndarray:
     """Return int [n], the group of each image of a member's fold.
 
-    Groups are numbered alike in all members, since they are those of the whole data.
+    Group numbers agree between members, because groups are formed over the whole data.
 
     Raises:
-        ModelError: the run's list of images is absent, damaged, or not that of its predictions.
+        ModelError: the run's list of images is absent, damaged, or does not match its predictions.
     """
     path = Path(member.path) / IMAGES_FILE
     try:
@@ -296,7 +296,7 @@ def _make_row(comparison: Comparison, arm: str, pooled: Pooled) -> ArmRow:
 
 
 def _compare_arms(reference: str, pooled: Mapping[str, Pooled], finished: Finished, *, num_folds: int) -> list[ArmPair]:
-    """Compare every other arm with one of them, if it finished, on the folds that both finished, at least two; with Holm's correction."""
+    """Compare each other arm with the reference on their common folds, at least two, with Holm's correction."""
     pairs = []
     for arm, other in pooled.items() if reference in pooled else ():
         common = sorted(set(pooled[reference].members) & set(other.members))
@@ -315,7 +315,7 @@ def _compare_arms(reference: str, pooled: Mapping[str, Pooled], finished: Finish
 def _write_notes(
     comparison: Comparison, rows: Sequence[ArmRow], finished: Finished, pairs: Sequence[ArmPair]
 ) -> list[str]:
-    """Return what a reader must know: who judged what, what each interval covers, and what is missing."""
+    """Return notes on who predicted which images, what each interval covers, the ranking, and what is missing."""
     config, found = comparison.config, rows[0].cross_validated
     metrics = [member.metrics for members in finished.values() for member in members]
     leaked = sum(one.duplicates.in_train.any for one in metrics if one.duplicates is not None)
@@ -357,7 +357,7 @@ def _write_notes(
 
 
 def describe_intervals(config: ExperimentConfig) -> list[str]:
-    """Return what the two intervals of a cross-validation cover, and what is in neither."""
+    """Return notes on what the two intervals of a cross-validation cover, and what neither covers."""
     data = config.finetune.data
     lines = [
         "The interval of the trained models, and that of macro F1, is over images: it says how good these models are on other "

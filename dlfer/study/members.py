@@ -1,4 +1,4 @@
-"""The members of a comparison, each an arm with a seed, or a fold, and an ordinary run; those of an ensemble."""
+"""The members of a comparison, each an ordinary run of one arm with one seed or fold, and those of an ensemble."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Member:
-    """One arm with one seed, in a cross-validation on one fold.
+    """One arm with one seed, and in a cross-validation with one fold.
 
     Attributes:
-        arm: its name.
-        seed: of EF-FER2.
-        fold: that is the test; None where no folds are drawn.
-        overrides: the keys that the arm sets.
-        path: of its run directory, once it has begun.
+        arm: name of the arm.
+        seed: random seed of EF-FER2.
+        fold: fold that is the test split; None outside of cross-validations.
+        overrides: keys that the member sets, without its seed.
+        path: path of its run directory; "" until it has begun.
         status: "pending", "running", "finished", "stopped" or "failed".
-        error: the first line of what went wrong.
+        error: first line of the error message.
     """
 
     arm: str
@@ -59,20 +59,20 @@ class Member:
 
     @property
     def title(self) -> str:
-        """Arm and seed or fold, for a person."""
+        """The arm and the seed or fold, for display."""
         return f"{self.arm}, seed {self.seed}" if self.fold is None else f"{self.arm}, fold {self.fold}"
 
     @property
     def run(self) -> Run:
-        """The run, once it has begun."""
+        """The run of this member, which must have begun."""
         return Run(Path(self.path))
 
     def make_config(self, config: ExperimentConfig) -> ExperimentConfig:
-        """Return the comparison's experiment with the keys of this member set."""
+        """Return the comparison's experiment with the keys and the seed of this member set."""
         return with_overrides(config, {**self.overrides, "experiment.seed": self.seed})
 
     def fail(self, error: BaseException | str) -> None:
-        """Note what went wrong."""
+        """Set the status to failed, with the first line of the error message."""
         self.status, self.error = "failed", (str(error).splitlines() or [type(error).__name__])[0]
 
     @cached_property
@@ -82,16 +82,16 @@ class Member:
 
     @cached_property
     def cost(self) -> Cost:
-        """What the finished run took."""
+        """The cost of the finished run in seconds and images."""
         return self.run.record.cost or Cost()
 
     def read_split(self, split: str) -> Predictions | None:
-        """Return the predictions of a split; None where there are none."""
+        """Return the predictions of a split, or None if there are none."""
         path = Path(self.path) / "predictions" / f"{split}.npz"
         return read_predictions(path) if path.exists() else None
 
     def as_row(self) -> MemberRow:
-        """Return the member's line of members.csv, with the metrics of a finished one."""
+        """Return the member's row of members.csv, with metrics if it has finished."""
         row = MemberRow(
             arm=self.arm,
             seed=self.seed,
@@ -112,15 +112,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison runs: every arm with every seed, or on every fold.
+    """The plan of a comparison: every arm with every seed, or on every fold.
 
     Attributes:
         kind: "ablation", "sweep" or "cross_validation".
-        arms: name -> the keys that it sets.
-        seeds: of EF-FER2.
-        folds: of a cross-validation, which has one seed for each.
-        reference: the arm that the others are compared with; None: the best on validation.
-        late_keys: arm -> the keys whose values are known only when members of other arms have finished.
+        arms: name of an arm -> the keys that it sets.
+        seeds: random seeds of EF-FER2.
+        folds: folds of a cross-validation, with one seed each; None for other kinds.
+        reference: arm that the others are compared with; None: the best on validation.
+        late_keys: arm -> the keys whose values are known only after members of other arms have finished.
     """
 
     kind: str
@@ -132,18 +132,18 @@ class Plan:
 
     @property
     def verb(self) -> str:
-        """The command that runs it."""
+        """The subcommand of dlfer that runs it."""
         return {"ablation": "ablate", "cross_validation": "crossval"}.get(self.kind, self.kind)
 
     def compute_digest(self, config: ExperimentConfig) -> str:
-        """Return the sha256 (hex, 64 characters) of what determines all members of an experiment, and their numbers."""
+        """Return the sha256 (64 hex characters) of all that determines the members of an experiment and their order."""
         arms = [[arm, to_json(overrides)] for arm, overrides in self.arms.items()]
         folds = None if self.folds is None else list(self.folds)
         values = [compute_digest(config), self.kind, arms, list(self.seeds), folds]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def make_members(self) -> list[Member]:
-        """Return the members, seed by seed or fold by fold: all arms are known by one before the next begins."""
+        """Return the members ordered by seed or fold, so that all arms are run with one before the next."""
         if self.folds is None:
             return [Member(arm, seed, dict(overrides)) for seed in self.seeds for arm, overrides in self.arms.items()]
         return [
@@ -154,14 +154,14 @@ class Plan:
 
 
 INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
-"""Where Slurm and Kubernetes say which task of a job array this process is."""
+"""Environment variables in which Slurm and Kubernetes give the task index of a job array."""
 
 
 def read_member_index(text: str, count: int) -> int:
-    """Return which member --member asks for: its number, or "auto" for that of the job array.
+    """Return the index of the member for --member: the given number, or for "auto" the task index of the job array.
 
     Raises:
-        UserError: there is no such member.
+        UserError: there is no such member, or no task index in the environment.
     """
     value = text
     if text == "auto":
@@ -178,7 +178,7 @@ def read_member_index(text: str, count: int) -> int:
 
 
 def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
-    """Say what a comparison would do: the first member's plan, and every member with its number."""
+    """Print what a comparison would do: the plan of the first member, and all members with their numbers."""
     from dlfer.experiment.run import explain_experiment
     from dlfer.experiment.session import Session
 
@@ -197,28 +197,28 @@ def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -
 
 
 def describe_pretraining(config: ExperimentConfig) -> str | None:
-    """Return what EF-FER1 is trained with, alike for members that share it; None where none is trained."""
+    """Return the training settings of EF-FER1 as text, equal for members that share one; None if none is trained."""
     if config.pretrain is None or config.pretrain.weights is not None:
         return None
     return config.pretrain.model_dump_json() + config.model.model_dump_json()
 
 
 def describe_process(config: ExperimentConfig) -> str:
-    """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
+    """Return the process-wide settings (device, precision, determinism) as text; it is equal for a shared process."""
     return config.experiment.model_dump_json(exclude={"name", "seed"})
 
 
 def refuse_fixed_members(config: ExperimentConfig, *, num_seeds: int, drops_pretrain: bool) -> None:
-    """Refuse an ensemble of which a member keeps what a study varies.
+    """Refuse an ensemble in which a member fixes what a study varies.
 
     Args:
-        config: the experiment of the study.
-        num_seeds: of the study.
-        drops_pretrain: whether one of its arms or cells is without EF-FER1.
+        config: experiment of the study.
+        num_seeds: number of seeds of the study.
+        drops_pretrain: whether one of its arms or cells has no EF-FER1.
 
     Raises:
-        ConfigError: with several seeds a member sets its own or was trained before, so that it would be the same for each; or a
-            member would have EF-FER1 in the arm without it.
+        ConfigError: a member sets its own seed or is already trained, and so would be the same for each of several
+            seeds; or a member would have EF-FER1 in the arm without it.
     """
     for member in config.ensemble.members if config.ensemble is not None else ():
         keys = (
@@ -244,13 +244,13 @@ def refuse_fixed_members(config: ExperimentConfig, *, num_seeds: int, drops_pret
 
 
 def average_seconds(members: Sequence[Member]) -> float | None:
-    """Return the mean seconds of fine-tuning of the members that say them; None where none does, as of models trained before."""
+    """Return the mean recorded fine-tuning time in seconds; None without any, e.g. for ensembles of existing models."""
     known = [seconds for member in members if (seconds := member.cost.finetune_seconds) is not None]
     return sum(known) / len(known) if known else None
 
 
 def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """Return arm -> its finished members, without the arms that have none."""
+    """Return arm -> its finished members, only for arms that have any."""
     finished: dict[str, list[Member]] = {}
     for member in members:
         if member.status == "finished":
@@ -259,10 +259,10 @@ def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
 
 
 def read_members(run: Run, plan: Plan) -> list[Member]:
-    """Return the planned members with what members.csv says of them; one whose folder is gone is begun again.
+    """Return the planned members with their state from members.csv; a member whose folder is gone starts again.
 
     Raises:
-        ModelError: the file names a member that is not in the plan.
+        ModelError: the file lists a member that is not in the plan.
     """
     members = plan.make_members()
     planned = {(member.arm, member.seed, member.fold): member for member in members}
@@ -280,12 +280,12 @@ def read_members(run: Run, plan: Plan) -> list[Member]:
 
 
 def open_shared_run(folder: Path, experiment: str, name: str, create: Callable[[Path], Run]) -> Run:
-    """Make or open the run directory that several processes share, `folder`/`experiment`/`name`.
+    """Create or open the run directory `folder`/`experiment`/`name`, which several processes share.
 
-    Whoever comes first makes it, as a whole: under another name, and renamed. So nobody ever sees half of it, and all
-    processes, on whatever machine, agree on one directory.
+    The first process creates it under a temporary name and renames it. So no process sees an incomplete directory, and
+    all processes, also on other machines, use the same one.
 
-    `folder` is a folder of runs that all of them see, and `create` makes a run in the one that it is given.
+    `folder` is a folder of runs that all of them can access, and `create` creates a run in the folder that it is given.
     """
     path = folder / experiment / name
     if (path / RUN_FILE).exists():
@@ -294,7 +294,7 @@ def open_shared_run(folder: Path, experiment: str, name: str, create: Callable[[
     draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         made = create(draft)
-        # Renaming to a directory that exists and has files in it fails: then another process was first.
+        # Renaming to an existing, non-empty directory fails, which means that another process was first.
         with contextlib.suppress(OSError):
             os.rename(made.path, path)
     finally:
@@ -305,7 +305,7 @@ def open_shared_run(folder: Path, experiment: str, name: str, create: Callable[[
 
 
 class _EnsembleSource(Source):
-    """Hands runs to the runner one after another; the first that fails ends the ensemble."""
+    """A source of the runs of an ensemble's members; after the first failure it gives no more."""
 
     def __init__(self, runs: Mapping[str, Run], on_change: Callable[[], None]) -> None:
         self.waiting = [Task(f"member {name}", run) for name, run in runs.items()]
@@ -322,14 +322,14 @@ class _EnsembleSource(Source):
 
 
 def run_ensemble_members(runs: Mapping[str, Run], session: Session, on_change: Callable[[], None]) -> None:
-    """Execute the runs of an ensemble's members in processes of their own, one for each GPU at a time.
+    """Execute the runs of an ensemble's members in separate processes, one for each GPU at a time.
 
     `on_change` is called whenever a member has ended.
 
     Raises:
-        TrainingStopped: the members stand at checkpoints.
-        ResumeError: what a member began with has changed.
-        DlferError: a member failed; a UserError where the user has to correct it.
+        TrainingStopped: a stop was requested; the members have stopped at checkpoints.
+        ResumeError: data, experiment or software has changed since a member began.
+        DlferError: a member failed; a UserError if the user has to correct something.
     """
     if not runs:
         return

@@ -1,9 +1,9 @@
-"""The one runner: it executes members in processes of their own, as many at a time as there are worker slots.
+"""The runner of all studies: it executes members in separate processes, as many at a time as there are worker slots.
 
-Ablations, sweeps, searches and ensembles are sources of tasks. The runner takes a task whenever a slot is free, starts
-`dlfer.study.child` on its run directory, hands its epochs to the source, and tells the source how it ended. A child that is
-killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`. A
-person sees sentences on stderr, and a bar for each member where several train at a time.
+Ablations, sweeps, searches and ensembles are sources of tasks. Whenever a slot is free, the runner takes a task, starts
+`dlfer.study.child` on its run directory, passes on its epochs, and tells the source how it ended. A child that is
+killed from outside is restarted once from its checkpoint. The runner uses no threads: everything happens in
+`Runner.run`. Messages go to stderr, with a progress bar for each member if several train at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dlfer.train.progress import StopControl
 
 
 class StudyConsole:
-    """Writes to stderr; on a terminal it can show bars below what is said."""
+    """A console that prints messages to stderr and can show progress bars below them on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
@@ -40,11 +40,11 @@ class StudyConsole:
         self._bars: dict[str, TaskID] = {}
 
     def say(self, text: str, *, style: str | None = None) -> None:
-        """Say a sentence; it stays above the bars."""
+        """Print a message above the progress bars."""
         self.console.print(text, markup=False, style=style)
 
     def show_bars(self) -> None:
-        """Begin to show bars, where this is a terminal."""
+        """Start to show progress bars, if stderr is a terminal."""
         if not self.console.is_terminal:
             return
         columns = (
@@ -58,18 +58,18 @@ class StudyConsole:
         self._progress.start()
 
     def hide_bars(self) -> None:
-        """Take the bars away."""
+        """Remove the progress bars."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._bars = None, {}
 
     def start(self, title: str) -> None:
-        """A member begins."""
+        """Add a progress bar for a member that starts."""
         if self._progress is not None:
             self._bars[title] = self._progress.add_task(title, total=None, value="starting")
 
     def update(self, title: str, event: Mapping[str, Any]) -> None:
-        """Show where a member is: `event` is what its process says of a stage or an epoch."""
+        """Update the bar of a member from `event`, which its process sent about a stage or an epoch."""
         if self._progress is None or title not in self._bars:
             return
         row = event.get("row") or {}
@@ -78,19 +78,19 @@ class StudyConsole:
         self._progress.update(self._bars[title], total=event["epochs"], completed=event.get("epoch", 0), value=value)
 
     def stop(self, title: str) -> None:
-        """A member has ended."""
+        """Remove the bar of a member that has ended."""
         if self._progress is not None and title in self._bars:
             self._progress.remove_task(self._bars.pop(title))
 
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0
-"""A child that was asked to stop and does not come to a checkpoint in so long is killed; its last checkpoint stands. The
-first step of a large network, which is compiled in it, takes 40 s."""
+"""Seconds after which a child that was asked to stop but reached no checkpoint is killed; its last checkpoint remains.
+The first step of a large network takes 40 s, because it includes compilation."""
 LOG_FILE = "console.txt"
-"""What a member says where several train at a time; one alone talks to the terminal."""
+"""File for the output of a member if several train at a time; a single one writes to the terminal."""
 SAME_FAILURES = 3
-"""So many first members that all fail alike mean that the experiment itself is wrong."""
+"""Number of first members whose failure for the same reason means that the experiment itself is wrong."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Ending:
     """How a member ended.
 
     Attributes:
-        status: "finished"; "failed"; "cut" (the source had it stopped after an epoch); "stopped" (everything stops).
-        error: what went wrong.
-        kind: the class of the error.
-        is_users: whether the user has to correct it.
-        seconds: that its process took.
+        status: "finished"; "failed"; "cut" (the source stopped it after an epoch); "stopped" (everything stops).
+        error: error message.
+        kind: name of the error's class.
+        is_users: whether the user has to correct the error.
+        seconds: time that its process took.
     """
 
     status: str
@@ -114,16 +114,16 @@ class Ending:
 
 @dataclass(eq=False)
 class Task:
-    """One run to execute.
+    """A run to execute.
 
     Attributes:
-        title: for a person.
-        run: its directory.
-        find_ending: called when its turn has come and no other process works on it: an ending where nothing is to be done.
-            None: that is so where the run is finished.
-        on_epoch: told the row of each epoch of EF-FER2; answers whether to go on. None: it is not asked.
-        kinship: tasks of one kinship may be executed by one process, one after another; "": by a process of its own.
-        stage: that is being trained, once it has begun: "pretrain" or "finetune".
+        title: title for display.
+        run: run directory.
+        find_ending: called before the task starts, when no other process works on it; returns an ending if nothing is
+            left to do. None: that is the case if the run is finished.
+        on_epoch: called with the row of each epoch of EF-FER2; returns whether to continue. None: it always continues.
+        kinship: tasks with equal values may be executed by one process in turn; "": a separate process.
+        stage: stage that is being trained, "pretrain" or "finetune"; "" before the first one begins.
     """
 
     title: str
@@ -134,37 +134,37 @@ class Task:
     stage: str = ""
 
     def get_ending(self) -> Ending | None:
-        """Return how the task has ended already; None where there is something to do."""
+        """Return the ending of a task with nothing left to do, or None if it has to be executed."""
         if self.find_ending is not None:
             return self.find_ending()
         return Ending("finished") if self.run.status == "finished" else None
 
 
 class Source(abc.ABC):
-    """Where the runner takes tasks from; one that knows all of them beforehand keeps in `waiting` what is left."""
+    """A source of tasks for the runner; one whose tasks are fixed beforehand keeps the remaining ones in `waiting`."""
 
     waiting: list[Any]
 
     @abc.abstractmethod
     def take(self, slot: WorkerSlot) -> Task | None:
-        """Return the next task; None where there is none now."""
+        """Return the next task, or None if there is none now."""
 
     @abc.abstractmethod
     def end(self, task: Task, ending: Ending) -> None:
-        """Hear how a task ended."""
+        """Handle the ending of a task."""
 
     def is_exhausted(self) -> bool:
-        """Return whether no task will come any more, as far as it depends on tasks that have ended."""
+        """Return whether there will be no more tasks, unless tasks that are still running lead to new ones."""
         return not self.waiting
 
     def tick(self) -> list[Task]:
-        """Called several times a second; returns the tasks under way that are no longer wanted."""
+        """Do periodic work, several times a second; return the running tasks that are no longer wanted."""
         return []
 
 
 @dataclass(eq=False)
 class _Child:
-    """A process that executes a task, or waits for another one of the same kinship: then `task` is None."""
+    """A process that executes a task, or with `task` None waits for the next one of the same kinship."""
 
     task: Task | None
     slot: WorkerSlot
@@ -180,16 +180,16 @@ class _Child:
 
 @dataclass
 class Runner:
-    """Executes the tasks of a source.
+    """A runner that executes the tasks of a source.
 
     Attributes:
-        slots: of this machine.
-        control: asked whether everything is to stop.
-        console: tells a person.
-        hint: the command that continues after a stop.
-        require_gpu: children refuse to run without a GPU.
-        accept_changes: children go on although data, experiment or software has changed since a member began.
-        is_proven: whether a member has finished before, so that failures are no fault of the experiment.
+        slots: worker slots of this machine.
+        control: stop control that is polled.
+        console: console for messages and progress bars.
+        hint: command that continues after a stop.
+        require_gpu: whether children refuse to run without a GPU.
+        accept_changes: whether children continue although data, experiment or software changed since a member began.
+        is_proven: whether the experiment is known to work, because not all members have failed for the same reason.
     """
 
     slots: Sequence[WorkerSlot]
@@ -206,12 +206,12 @@ class Runner:
     _failures: list[Ending] = field(default_factory=list, init=False)
 
     def run(self, source: Source) -> None:
-        """Execute tasks until the source is exhausted; one that fails does not stop the others.
+        """Execute tasks until the source is exhausted; a task that fails does not stop the others.
 
         Raises:
             TrainingStopped: the control asked for it; every child has stopped at a checkpoint.
             ResumeError: data, experiment or software has changed since a member, or one before it, began.
-        UserError, DlferError: the first members failed alike, so that the others would as well.
+            UserError, DlferError: the first members failed for the same reason, so the others would as well.
         """
         if len(self.slots) > 1:
             self.console.show_bars()
@@ -235,7 +235,7 @@ class Runner:
         return [child for child in self._children if child.task is not None]
 
     def _fill(self, source: Source) -> None:
-        """Begin as many tasks as there are free slots."""
+        """Start a task in each free slot, as long as there are tasks."""
         used = {child.slot for child in self._list_busy()}
         for slot in [slot for slot in self.slots if slot not in used]:
             while True:
@@ -249,7 +249,7 @@ class Runner:
                 self._end(source, task, ending)
 
     def _choose(self, source: Source, slot: WorkerSlot) -> Task | None:
-        """Return a task that no other process works on: the child of a study that was killed stops by itself soon."""
+        """Return a task on which no other process works; the child of a killed study, e.g., takes a while to stop."""
         for task in self._held:
             if not self._is_busy(task.run):
                 self._held.remove(task)
@@ -265,11 +265,11 @@ class Runner:
         return None
 
     def _is_busy(self, run: Run) -> bool:
-        # A child of ours holds its run only once it has loaded the framework.
+        # A child of this runner locks its run only after it has loaded the framework.
         return run.is_held() or any(child.task.run.path == run.path for child in self._list_busy())
 
     def _start(self, task: Task, slot: WorkerSlot, *, restarts: int = 0) -> None:
-        """Begin a task: by the process that waits in this slot, if they are of one kinship, else by a new one."""
+        """Start a task in the process that waits in this slot if they share a kinship, else in a new process."""
         log = task.run.path / LOG_FILE if len(self.slots) > 1 else None
         self.console.start(task.title)
         for child in [child for child in self._children if child.slot is slot]:
@@ -288,7 +288,7 @@ class Runner:
         self._select.register(process.events, selectors.EVENT_READ, child)
 
     def _dismiss(self, children: Sequence[_Child]) -> None:
-        """Let processes that wait for a task end."""
+        """End processes that wait for a task, by closing their stdin."""
         for child in children:
             child.process.stdin.close()
         for child in list(children):
@@ -301,11 +301,11 @@ class Runner:
             self._children.remove(child)
 
     def _attend(self, source: Source) -> None:
-        """Read what the children say, note which have ended, and let the source look around."""
+        """Handle the events of the children and the ends of their processes, and let the source do periodic work."""
         for key, _ in self._select.select(POLL_SECONDS):
             events = key.data.process.hear()
             if events is None:
-                # Its process ends now; polling it says how.
+                # Its process is ending; poll() will return the exit code.
                 self._select.unregister(key.fileobj)
             for event in events or ():
                 self._heed(key.data, event)
@@ -338,7 +338,7 @@ class Runner:
             child.process.tell(GO_ON if goes_on else STOP)
 
     def _collect(self, child: _Child, source: Source) -> None:
-        """Tell the source how a child ended, or restart one that was killed from outside."""
+        """Report the ending of a child to the source, or restart a child that was killed from outside."""
         self._drain(child)
         self._children.remove(child)
         if child.task is None:
@@ -363,7 +363,7 @@ class Runner:
             self._end(source, child.task, Ending("failed", text, "Killed", seconds=time.monotonic() - child.started))
 
     def _drain(self, child: _Child) -> None:
-        """Take in the last words of a child that has ended."""
+        """Handle the remaining events of a child that has ended, and close its pipes."""
         if child.process.events in self._select.get_map():
             self._select.unregister(child.process.events)
         for event in child.process.hear_rest():
@@ -372,7 +372,7 @@ class Runner:
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
         if ending.kind == ResumeError.__name__:
-            # What has changed has changed for all members: it is no failure of this one.
+            # The change concerns all members, so it does not count as a failure of this one.
             source.end(task, Ending("stopped"))
             raise ResumeError(f"{task.title}: {ending.error}")
         if ending.status == "failed" and task.run.status in ("running", "interrupted"):
@@ -383,17 +383,17 @@ class Runner:
         self._look_for_fault(ending)
 
     def _look_for_fault(self, ending: Ending) -> None:
-        """Raise where every member so far has failed for one reason, which then is the experiment's."""
+        """Raise an error if all members so far have failed for the same reason, which is then the experiment's."""
         if self.is_proven or ending.status == "stopped":
             return
         self._failures.append(ending)
-        # Failures of one cause have the class in common, and the message without numbers.
+        # Failures with the same cause share the error class, and the message apart from numbers.
         firsts = [(failure.kind, (failure.error.splitlines() or [""])[0]) for failure in self._failures]
         alike = {(kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", text)) for kind, text in firsts}
         if ending.status != "failed" or len(alike) > 1:
             self.is_proven = True
             return
-        # Keys of one member that do not go together are a ConfigError too, and no fault of the others.
+        # A ConfigError may be due to the keys of one member, so it takes as many failures as other errors.
         needed = 2 if ending.is_users and ending.kind != "ConfigError" else SAME_FAILURES
         if len(self._failures) < needed:
             return

@@ -1,8 +1,8 @@
-"""A sweep: every cell of a grid with every seed, each an ordinary run in a process of its own.
+"""A sweep: every cell of a grid is trained with every seed, each as an ordinary run in a separate process.
 
-The cells are ranked on validation. Each member opens the test split once, at its end; what it finds there ranks nothing.
-`sweep.best_of` gives the best cell for each combination of the values of some axes, in a table of its own: validation
-chooses a cell, and its metrics are those on the test split, or on validation where there is no test split.
+The cells are ranked on validation. Each member is evaluated on the test split once, at its end, and this is not used
+for ranking. `sweep.best_of` adds a table with the best cell for each combination of the values of some axes: validation
+selects a cell, and its metrics are those on the test split, or on validation if there is no test split.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ TRAINING = (
     "image_size",
     "num_parameters",
 )
-"""How a member was trained: columns of best.csv and attributes of `BestCell`."""
+"""Settings and sizes of a training: columns of best.csv and attributes of `BestCell`."""
 
 
 def choose_best_cells(
     sweep: SweepConfig, cells: Mapping[str, Cell], rows: Sequence[ArmRow], finished: Finished, *, split: str
 ) -> BestCells | None:
-    """Return the best finished cell for each combination of the values of `sweep.best_of`; None if that is empty.
+    """Return the best finished cell for each combination of values of the axes in `sweep.best_of`; None without axes.
 
-    `rows` are those of the ranking, the best on validation first.
+    `rows` are ranked, the best on validation first.
     """
     if not sweep.best_of:
         return None
@@ -91,7 +91,7 @@ def choose_best_cells(
 
 
 def write_best_csv(path: Path, best: BestCells) -> None:
-    """Write the table as csv; a missing value is an empty cell."""
+    """Write the table of best cells as csv; a missing value is an empty field."""
     metrics = [f"{metric}{end}" for metric in SCORES for end in ("", "_low", "_high")]
     own = ["cell", *TRAINING, "num_seeds", "num_cells", "num_planned", "ranked_by", "part", "n", *metrics]
     columns = _name_columns(best.axes, own)
@@ -108,7 +108,7 @@ def write_best_csv(path: Path, best: BestCells) -> None:
 
 
 def _group_cells(cells: Iterable[Cell], axes: Sequence[str]) -> dict[tuple[str | None, ...], list[str]]:
-    """Return the values of the axes -> the names of their cells, the first axis slowest, values as in the grid."""
+    """Return values of the axes -> names of their cells, in the order of the grid; the first axis varies slowest."""
     groups: dict[tuple[str | None, ...], list[str]] = {}
     for cell in cells:
         groups.setdefault(tuple(cell.settings.get(axis) for axis in axes), []).append(cell.name)
@@ -118,7 +118,7 @@ def _group_cells(cells: Iterable[Cell], axes: Sequence[str]) -> dict[tuple[str |
 
 
 def _describe_cell(row: ArmRow, members: Sequence[Member], split: str, choice: Mapping[str, Any]) -> BestCell:
-    """Return a cell with how it was trained, its metrics on a split, and what it was chosen from."""
+    """Return a cell with its training settings, its metrics on a split, and what it was selected from."""
     several = [member.metrics.get(split) for member in members]
     trainings = [_read_training(member) for member in members]
     means = {name: _average([training.get(name) for training in trainings]) for name in TRAINING}
@@ -137,7 +137,7 @@ def _describe_cell(row: ArmRow, members: Sequence[Member], split: str, choice: M
 
 
 def _read_training(member: Member) -> dict[str, Mean | str]:
-    """Return how a member was trained, without what its family does not have or its files do not say."""
+    """Return the training settings of a member, without those that its family lacks or its files do not record."""
     run = member.run
     config, stage = run.config(), run.config().finetune
     history, events = read_history(run.path / "finetune" / "history.csv"), read_events(run.path)
@@ -163,17 +163,17 @@ def _read_training(member: Member) -> dict[str, Mean | str]:
 
 
 def _average(values: Sequence[Mean | str]) -> Mean | str:
-    """Return what the seeds agree on, else the mean of their numbers; None where a seed has none."""
+    """Return the value if all seeds agree, else the mean; None if any seed has none."""
     if any(value is None for value in values):
         return None
     return values[0] if len(set(values)) == 1 else float(np.mean(values))
 
 
 def _average_estimates(estimates: Sequence[Estimate], n: int) -> SeedEstimate:
-    """Return the mean over seeds of a metric and of the ends of its interval over images.
+    """Return the means over seeds of a metric and of the bounds of its interval over images.
 
-    The mean of several values on the same images varies at most as much as they do on average, so that the interval of
-    mean ends is rather too wide than too narrow.
+    The mean of several values on the same images varies at most as much as they do on average, so the interval of mean
+    bounds is too wide rather than too narrow.
     """
     values = [estimate.value for estimate in estimates]
     low, high = _average([estimate.low for estimate in estimates]), _average([estimate.high for estimate in estimates])
@@ -186,7 +186,7 @@ def _average_estimates(estimates: Sequence[Estimate], n: int) -> SeedEstimate:
 def _write_best_notes(
     sweep: SweepConfig, table: Sequence[BestCell], missing: Sequence[str], validation: str, *, split: str
 ) -> list[str]:
-    """Return what chose the cells, what split the metrics are of, and what is not in the table."""
+    """Return notes on what selected the cells, which split the metrics are on, and what is not in the table."""
     notes = [
         f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."
     ]
@@ -229,7 +229,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
 
 
 def _conclude(comparison: Comparison) -> ComparisonRecord:
-    """Return the cells, the best on validation first, and write sweep.csv and best.csv."""
+    """Return the cells ranked on validation, and write sweep.csv and best.csv."""
     config, members = comparison.config, comparison.members
     cells = {cell.name: cell for cell in list_cells(config)}
     finished = group_finished(members)
@@ -267,7 +267,7 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
 
 
 def _make_row(cell: Cell, members: Sequence[Member], rank_by: str) -> ArmRow:
-    """Return a cell's row: that of any arm, with its settings, macro F1 (mean over seeds) and time."""
+    """Return a cell's row: the row of any arm plus settings, macro F1 (mean over seeds) and mean training time."""
     row = summarise_arm(cell.name, members)
     macro_f1 = _average_macro_f1(members, "validation")
     changes = {
@@ -288,7 +288,7 @@ def _write_notes(
     *,
     split: str,
 ) -> list[str]:
-    """Return what a reader must know: what ranked the cells, what that costs, and what was compared with what."""
+    """Return notes on what ranked the cells, the bias of the ranking, and which cells were compared."""
     reference = comparison.plan.reference or rows[0].arm
     metric = SCORES[comparison.config.sweep.rank_by]
     validation = describe_split("validation", finished, is_ranked=True)
@@ -325,10 +325,10 @@ def _write_notes(
 
 
 def _describe_luck(rows: Sequence[ArmRow]) -> str:
-    """Say how far the best of k equally good cells would be above them by the luck of the images.
+    """Return a clause on how far chance would lift the best of k equally good cells above their mean; "" for one cell.
 
     The largest of k independent normal values lies near the quantile (k - 0.375) / (k + 0.25) (Blom, 1958).
-    The cells share their images, so that it is less: an upper bound.
+    The cells share their images, which makes this an upper bound.
     """
     if len(rows) < 2:
         return ""
@@ -339,7 +339,7 @@ def _describe_luck(rows: Sequence[ArmRow]) -> str:
 
 
 def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[ArmRow]) -> None:
-    """Write sweep.csv: a row for each cell, the ranked ones first, then those of which no member finished."""
+    """Write sweep.csv with a row for each cell, first the ranked ones, then those without a finished member."""
     metrics = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
     own = ["status", "num_seeds"]
     own += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
@@ -355,14 +355,14 @@ def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[Ar
     for row in table:
         of_cell = [member for member in comparison.members if member.arm == row["cell"]]
         counts = Counter(member.status for member in of_cell)
-        # "finished" where all seeds have, "finished 1, failed 2" where some have not.
+        # "finished" if the status is the same for all seeds, else e.g. "finished 1, failed 2".
         row["status"] = ", ".join(counts if len(counts) == 1 else [f"{status} {n}" for status, n in counts.items()])
         row["error"] = next((member.error for member in of_cell if member.error), "")
     write_rows(comparison.run.path / SWEEP_FILE, ["rank", "cell", *axes.values(), *own], table)
 
 
 def _name_columns(axes: Iterable[str], own: Sequence[str]) -> dict[str, str]:
-    """Return the column of each axis, "axis status" where the table has a column status of its own."""
+    """Return axis -> column name; e.g. "axis status" for an axis that is named like another column, `status`."""
     return {axis: f"axis {axis}" if axis in own else axis for axis in axes}
 
 

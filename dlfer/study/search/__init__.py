@@ -1,5 +1,5 @@
 """Hyperparameter search by KerasTuner or Optuna on the validation split.
 
-What enters is an experiment with a search space. What leaves is the best set of keys, with all trials on record. The test
-split stays closed until the search has ended.
+The input is an experiment with a search space. The output is the best set of keys, with a record of all trials. The
+test split is not used until the search has ended.
 """

@@ -1,14 +1,14 @@
-"""What a search asks of an engine, and the engine that searches by KerasTuner's oracles: random, Bayesian, Hyperband, grid.
+"""The interface of search engines, and the engine with KerasTuner's oracles: random, Bayesian, Hyperband and grid.
 
-An engine gets the space as ordered dimensions; what scores a trial and whether two experiments are the same is told here, too.
+An engine gets the space as ordered dimensions. This module also scores trials and checks that experiments are the same.
 
-An oracle proposes trials and hears their scores; KerasTuner's tuner around it is not used, since it would
-run trials in this process and swallow their errors. What is corrected here, of version 1.4.8:
+An oracle proposes trials and receives their scores. KerasTuner's own tuner is not used, because it would run trials in
+this process and swallow their errors. This module works around these problems of KerasTuner 1.4.8:
 
-- its files are written in place: here under a temporary name and renamed;
-- a trial that ended is stored as still going on until the next trial begins, and would be run again;
-- the grid forgets where it stands when it is opened again;
-- seed 0 is taken for no seed; three failures in a row end the search;
+- files are overwritten in place: here they are written under a temporary name and renamed;
+- a trial that ended stays stored as ongoing until the next trial begins, and would be run again;
+- the grid loses its position when it is reopened;
+- seed 0 is treated as no seed; three failures in a row end the search;
 - a failed trial takes the place of a promotion from its Hyperband bracket: here it counts as the worst.
 """
 
@@ -38,15 +38,15 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key of the space.
+    """One key of the search space.
 
     Attributes:
-        key: dotted.
+        key: dotted key.
         kind: "log", "between" or "choice".
-        is_int: whether its values are whole numbers.
-        low, high, step: of log and between; step None: continuous.
-        choices: of choice.
-        when: key -> values under which this one is searched; all must hold.
+        is_int: whether its values are integers.
+        low, high, step: range of the kinds log and between; step None: continuous.
+        choices: values of the kind choice.
+        when: key -> values for which this dimension is searched; all conditions must hold.
     """
 
     key: str
@@ -59,13 +59,13 @@ class Dimension:
     when: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def tidy(self, value: float) -> Any:
-        """Return a number of the range as it is written in a trial: whole, or of six digits, within the ends."""
+        """Return a number as a trial sets it: an integer, or rounded to six significant digits within the range."""
         if self.is_int:
             return int(value)
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
     def __str__(self) -> str:
-        """Return the key and its range in words: "rate: 0.0001 to 0.005, log"."""
+        """Return the key and its range in words, such as "rate: 0.0001 to 0.005, log"."""
         if self.kind == "choice":
             text = f"{self.key}: {', '.join(format_value(choice) for choice in self.choices)}"
         else:
@@ -75,7 +75,7 @@ class Dimension:
         return text + (f" (where {' and '.join(conditions)})" if conditions else "")
 
     def list_points(self) -> list[Any]:
-        """Return the values that a grid takes: the choices, the steps, or ten points from end to end."""
+        """Return the values for a grid search: the choices, the steps, or ten points from `low` to `high`."""
         if self.kind == "choice":
             return list(self.choices)
         if self.step is not None or (self.is_int and self.kind == "between"):
@@ -92,7 +92,7 @@ class Dimension:
 
 
 def list_dimensions(search: SearchConfig) -> list[Dimension]:
-    """Return the space in the file's order, but each key after those that its condition names."""
+    """Return the dimensions in the order of the file, but each key after those that its condition depends on."""
     ordered: list[str] = []
     for key in search.space:
         for name in [*reversed(list_ancestors(search.space, key)), key]:
@@ -102,12 +102,12 @@ def list_dimensions(search: SearchConfig) -> list[Dimension]:
 
 
 def is_active(dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
-    """Return whether a dimension is searched in a trial whose keys so far are `chosen`."""
+    """Return whether a dimension is searched in a trial that has set the keys in `chosen` so far."""
     return all(parent in chosen and chosen[parent] in values for parent, values in dimension.when.items())
 
 
 def _read_dimension(key: str, spec: Mapping[str, Any], space: Mapping[str, Any]) -> Dimension:
-    # A condition may write 0 where the choice is 0.0; the engines compare texts.
+    # Use the choices themselves: a condition may say 0 for the choice 0.0, and engines compare JSON texts.
     when = {
         parent: [choice for choice in space[parent]["choice"] if choice in values]
         for parent, values in spec.get("when", {}).items()
@@ -129,9 +129,9 @@ class Proposal:
     """A trial to be run.
 
     Attributes:
-        trial: its id in the engine.
-        settings: the keys that it sets.
-        epochs: stop after so many (a rung of Hyperband); None: all of the experiment.
+        trial: id of the trial in the engine.
+        settings: keys that the trial sets.
+        epochs: number of epochs after which to stop (a rung of Hyperband); None: all of the experiment.
     """
 
     trial: str
@@ -141,11 +141,11 @@ class Proposal:
 
 @dataclass
 class Answer:
-    """What an engine says when asked for a trial.
+    """The answer of an engine to a request for a trial.
 
     Attributes:
-        proposal: None: there is none now.
-        exhausted: none will come either.
+        proposal: proposed trial; None: there is none now.
+        exhausted: whether there will be none later either.
     """
 
     proposal: Proposal | None = None
@@ -153,23 +153,23 @@ class Answer:
 
 
 class Engine(abc.ABC):
-    """Proposes trials and learns from their scores; keeps both on disk, so that it can be opened again."""
+    """An engine that proposes trials and learns from their scores; it stores both, so that it can be reopened."""
 
     @abc.abstractmethod
     def ask(self, worker: str) -> Answer:
-        """Return a trial to be run by `worker`; those that were interrupted come first."""
+        """Return a trial to be run by `worker`; interrupted trials come first."""
 
     @abc.abstractmethod
     def begin(self, row: MemberRow) -> None:
-        """Remember the run directory of a trial that begins or goes on."""
+        """Record the run directory of a trial that starts or continues."""
 
     @abc.abstractmethod
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
-        """Hear the score after an epoch; return whether the trial goes on."""
+        """Receive the score after an epoch; return whether the trial continues."""
 
     @abc.abstractmethod
     def tell(self, row: MemberRow) -> None:
-        """Hear how a trial ended."""
+        """Receive the result of a trial that has ended."""
 
     @abc.abstractmethod
     def list_records(self) -> list[MemberRow]:
@@ -177,32 +177,32 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def count_trials(self) -> int | None:
-        """Return how many trials there will be at most; None where that is not known."""
+        """Return the maximum number of trials, or None if it is unknown."""
 
     def give_back(self, trial: str) -> None:  # noqa: B027
-        """Hear that a trial was stopped at a checkpoint; it is proposed again, also when the engine is opened again."""
+        """Take back a trial that was stopped at a checkpoint; propose it again, also after the engine is reopened."""
 
     def tick(self) -> set[str]:
-        """Called several times a second; returns the trials of this process that others have taken."""
+        """Do periodic work, several times a second; return the trials that other processes took over from this one."""
         return set()
 
     def count_epochs(self) -> int | None:
-        """Return the epochs of all trials together where those have different ones; None elsewhere."""
+        """Return the total number of epochs of all trials if trials have different numbers, else None."""
         return None
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is made from.
+    """The settings from which an engine is created.
 
     Attributes:
         arm: name of the arm that it searches.
-        config: the experiment with its `search` section; of its arm.
-        epochs: of a whole trial.
-        trials: at most so many; None as the engine has it.
-        folder: for the engine's files.
-        storage: a URL or a journal file that several machines share; None: this process alone searches.
-        study: name of the study in that storage.
+        config: experiment of the arm, with its `search` section.
+        epochs: number of epochs of a complete trial.
+        trials: maximum number of trials; None: the default of the engine.
+        folder: folder for the engine's files.
+        storage: URL of a database, or journal file, that several machines share; None: only this process searches.
+        study: name of the study in the storage.
     """
 
     arm: str
@@ -215,7 +215,7 @@ class EngineSettings:
 
 
 def get_direction(figure: str) -> str:
-    """Return "min" for a loss, "max" for the other metrics on validation."""
+    """Return "min" for the loss, "max" for the other validation metrics."""
     return "min" if figure == "loss" else "max"
 
 
@@ -224,8 +224,8 @@ def compute_scores_so_far(history: Sequence[Mapping[str, float]], figure: str, s
 
     Args:
         history: rows of history.csv.
-        figure: "accuracy", "macro_f1" or "loss", on validation.
-        stage: which epoch it keeps: the last, or the best by its own monitored metric.
+        figure: validation metric: "accuracy", "macro_f1" or "loss".
+        stage: settings of the stage, which keeps the last epoch, or the best by its own monitored metric.
     """
     scores: list[float] = []
     kept = 0
@@ -239,7 +239,7 @@ def compute_scores_so_far(history: Sequence[Mapping[str, float]], figure: str, s
 
 
 def find_best(records: Sequence[MemberRow], figure: str) -> MemberRow | None:
-    """Return the trial with the best score: among those that were run to the end, else among all."""
+    """Return the trial with the best score among the completed ones, or among all if none is; None without scores."""
     scored = [record for record in records if record.score is not None]
     whole = [record for record in scored if record.status == "finished"]
     sign = -1 if get_direction(figure) == "min" else 1
@@ -247,10 +247,10 @@ def find_best(records: Sequence[MemberRow], figure: str) -> MemberRow | None:
 
 
 def check_same_experiment(where: str, began: ExperimentConfig, given: ExperimentConfig, *, advice: str) -> None:
-    """Raise where an experiment is not the one that a search began with; the number of trials may differ.
+    """Raise an error if an experiment is not the one that a search began with; the number of trials may differ.
 
     Raises:
-        ConfigError: with every key that differs.
+        ConfigError: the experiments differ; the message lists every such key.
     """
     differences = list_differences(began, given)
     if differences:
@@ -267,7 +267,7 @@ _NEVER = 10**9
 
 
 class KerasTunerEngine(Engine):
-    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on."""
+    """An engine that uses an oracle of KerasTuner; it resumes from the files in `settings.folder`/oracle, if any."""
 
     def __init__(self, settings: EngineSettings) -> None:
         search = settings.config.search
@@ -282,25 +282,25 @@ class KerasTunerEngine(Engine):
             self.oracle.max_trials = settings.trials
 
     def ask(self, worker: str) -> Answer:
-        """Return the next trial, those that were interrupted first."""
+        """Return the next trial; interrupted ones come first."""
         trial = self.oracle.create_trial(worker)
         if trial.status == "RUNNING":
             return Answer(self._read_proposal(trial))
         return Answer(exhausted=trial.status == "STOPPED")
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
-        """Return whether the trial goes on: Hyperband ends it after the epochs of its rung."""
+        """Return whether the trial continues: Hyperband ends it after the epochs of its rung."""
         del score
         return proposal.epochs is None or epochs < proposal.epochs
 
     def begin(self, row: MemberRow) -> None:
-        """Remember the run directory of a trial."""
+        """Record the run directory of a trial."""
         trial = self.oracle.trials[row.trial]
         trial.message = row.model_dump_json()
         self.oracle._save_trial(trial)
 
     def tell(self, row: MemberRow) -> None:
-        """Give the oracle the score of a trial, or that it failed."""
+        """Report the score of a trial, or its failure, to the oracle."""
         trial = self.oracle.trials[row.trial]
         trial.message = row.model_dump_json()
         score = row.score
@@ -314,7 +314,7 @@ class KerasTunerEngine(Engine):
             self.oracle.update_trial(row.trial, {self.search.objective: score})
             trial.status = "COMPLETED"
         self.oracle.end_trial(trial)
-        # The oracle drops the trial from those going on after it has saved itself.
+        # Save again, because end_trial saves before it removes the trial from the ongoing ones.
         self.oracle.save()
 
     def list_records(self) -> list[MemberRow]:
@@ -336,7 +336,7 @@ class KerasTunerEngine(Engine):
         return records
 
     def count_trials(self) -> int | None:
-        """Return the number of trials there will be, where it follows from the settings."""
+        """Return the number of trials if it follows from the settings, else None."""
         counts = [self.oracle.max_trials]
         if self.search.engine == "grid":
             counts.append(_count_grid(self.dimensions))
@@ -345,14 +345,14 @@ class KerasTunerEngine(Engine):
         return min((count for count in counts if count is not None), default=None)
 
     def count_epochs(self) -> int | None:
-        """Return the epochs of all trials together where those have different ones: the rungs of Hyperband."""
+        """Return the total number of epochs of all rungs of a complete Hyperband search; None otherwise."""
         if self.search.engine != "hyperband" or self.count_trials() != _count_hyperband(self.oracle):
             return None
         return _count_hyperband_epochs(self.oracle)
 
     def _reopen(self) -> None:
         self.oracle.reload()
-        # A trial whose own file was written and that the oracle had not stored yet: it never began.
+        # Drop trials that have their own file but are not in that of the oracle: they never began.
         for trial_id in set(self.oracle.trials) - set(self.oracle.start_order):
             del self.oracle.trials[trial_id]
         queue = dict.fromkeys(self.oracle._retry_queue)
@@ -395,7 +395,7 @@ def _build_oracle(settings: EngineSettings, dimensions: list[Dimension]) -> Any:
 
 
 class _WritesWhole:
-    """An oracle whose files are whole whenever the process is killed."""
+    """A mixin for oracles that writes their files atomically, so that a killed process leaves no partial files."""
 
     def save(self) -> None:
         """Write oracle.json."""
@@ -407,10 +407,10 @@ class _WritesWhole:
 
 
 class _RemembersGrid:
-    """A grid oracle that knows where it stands when it is opened again."""
+    """A mixin for the grid oracle that preserves its position when it is reopened."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state with the order of trials and the queue of those to go on from."""
+        """Return the state with the order of the trials and the queue of those from which the grid continues."""
         order, ids = [], self._ordered_ids
         index = 0 if ids._memory else None
         while index is not None:
@@ -419,7 +419,7 @@ class _RemembersGrid:
         return {**super().get_state(), "ordered_ids": order, "populate_next": list(self._populate_next)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Set what `get_state` returned."""
+        """Restore a state that `get_state` returned."""
         super().set_state(state)
         for position, trial_id in enumerate(state["ordered_ids"]):
             self._ordered_ids.insert(trial_id, state["ordered_ids"][position - 1] if position else None)
@@ -427,7 +427,7 @@ class _RemembersGrid:
 
 
 def _build_space(dimensions: list[Dimension], engine: str) -> Any:
-    """Return KerasTuner's form of the space; choices go as JSON text, since it knows no null and no lists."""
+    """Return the space for KerasTuner; choices are JSON texts, because KerasTuner supports no null and no lists."""
     import keras_tuner
 
     space = keras_tuner.HyperParameters()
@@ -452,7 +452,7 @@ def _decode(dimension: Dimension, value: Any, engine: str) -> Any:
 
 
 def _count_grid(dimensions: list[Dimension]) -> int:
-    """Return the number of cells of a grid, those under conditions counted where the conditions hold."""
+    """Return the number of cells of a grid; a conditional key multiplies only cells in which its conditions hold."""
 
     def count(rest: list[Dimension], chosen: dict[str, Any]) -> int:
         if not rest:
@@ -476,7 +476,7 @@ def _count_hyperband(oracle: Any) -> int:
 
 
 def _count_hyperband_epochs(oracle: Any) -> int:
-    """Return the epochs of all rungs; a longer one goes on from a shorter one."""
+    """Return the total number of epochs of all rungs; a longer rung continues from a shorter one."""
     total = 0
     for bracket in range(oracle._get_num_brackets()):
         done = 0

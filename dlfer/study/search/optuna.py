@@ -1,9 +1,9 @@
-"""The engine that searches by Optuna: TPE, a pruner, and a storage that outlives every process and may be shared.
+"""The search engine with Optuna: TPE, a pruner, and a persistent storage that several machines may share.
 
-Shared by several machines, the storage is all that they have in common: each asks it for trials, and sends heartbeats for
-those that it runs. A trial whose heartbeats cease is marked as failed and proposed once more, from its checkpoint. Databases
-have Optuna's own heartbeat for that; a journal file has none in Optuna 5.0, so that here each trial has a counter for an
-attribute, and is lost when the others have not seen it change for long enough. Clocks of machines are never compared.
+The storage is all that these machines have in common: each asks it for trials and sends heartbeats for those that it
+runs. A trial whose heartbeats cease is marked as failed and proposed once more, from its checkpoint. Databases have
+Optuna's own heartbeat for that. A journal file has none in Optuna 5.0, so each trial has a counter as an attribute and
+counts as lost if other machines see it unchanged for too long. Clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from dlfer.study.search.engine import (
 _RECORD, _SETTINGS, _HEARTBEAT, _REPLACED = "dlfer:record", "dlfer:settings", "dlfer:heartbeat", "dlfer:replaced"
 _EXPERIMENT = "dlfer:experiment"
 BEATS = 5
-"""Heartbeats within search.lost_after_seconds."""
+"""Number of heartbeats that are sent within search.lost_after_seconds."""
 RETRIES = 1
-"""How often a lost trial is proposed again."""
+"""Number of times that a lost trial is proposed again."""
 _SEED_STEP = 7919
 _ATTEMPTS = 4
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# What is used of it (heartbeats, retries, journals) is called experimental since version 2.9.
+# Heartbeats, retries and journals have been marked as experimental since Optuna 2.9.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-# Here the heartbeats are sent from the runner's loop, without Study.optimize.
+# Heartbeats are sent from the loop of the runner instead of Study.optimize.
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
 class OptunaEngine(Engine):
-    """Proposes by Optuna's TPE sampler; the study is in `settings.storage`, else in a journal of the search's own.
+    """An engine that uses Optuna's TPE sampler; the study is in `settings.storage`, else in the search's own journal.
 
     Raises:
         ConfigError: the study in the storage began with another experiment.
@@ -89,9 +89,9 @@ class OptunaEngine(Engine):
                 self._propose_again(trial)
 
     def ask(self, worker: str) -> Answer:
-        """Return the next trial, those that were interrupted first.
+        """Return the next trial; interrupted ones come first.
 
-        Where trials still run elsewhere, it is exhausted only after `search.lost_after_seconds`: one may be lost.
+        While trials run elsewhere, the engine is exhausted only after `search.lost_after_seconds`, as one may be lost.
         """
         with self._reach():
             is_waiting = bool(self._list_trials(TrialState.WAITING))
@@ -101,13 +101,13 @@ class OptunaEngine(Engine):
                 return Answer(exhausted=not elsewhere or time.monotonic() - self.idle_since > self.lost_after)
             self.idle_since = None
             trial = self.study.ask()
-            # Two machines may ask at the same time for the last trial.
+            # Two machines may ask for the last trial at the same time.
             before = [other for other in self._list_counted() if other.number < trial.number]
             if not trial.params and len(before) >= self.count_trials():
                 trial.set_user_attr(_REPLACED, True)
                 self.study.tell(trial, state=TrialState.FAIL)
                 return Answer()
-            # By its number each trial has random numbers of its own, whoever runs it and however often this was opened.
+            # Seed by the number of the trial, so that the process and earlier openings of the study make no difference.
             seed = self.settings.config.search.seed + _SEED_STEP * trial.number
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             settings = self._choose(trial)
@@ -117,17 +117,17 @@ class OptunaEngine(Engine):
             return Answer(Proposal(str(trial.number), settings))
 
     def begin(self, row: MemberRow) -> None:
-        """Remember the run directory of a trial."""
+        """Record the run directory of a trial."""
         with self._reach():
             self.ongoing[row.trial].set_user_attr(_RECORD, row.model_dump_json())
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
-        """Hear the score after an epoch; return False where the pruner ends the trial."""
+        """Report the score after an epoch to the study; return False if the pruner ends the trial."""
         with self._reach():
             trial = self.ongoing[proposal.trial]
             found = self._get(trial.number)
             if found.state.is_finished():
-                return True  # it is another's now, which tick() says
+                return True  # another process has taken it over; tick() returns it
             if epochs not in found.intermediate_values:
                 trial.report(score, step=epochs)
             if epochs < self.settings.epochs and trial.should_prune():
@@ -136,7 +136,7 @@ class OptunaEngine(Engine):
             return True
 
     def tell(self, row: MemberRow) -> None:
-        """Give the study the score of a trial, or that it was pruned or failed; one that is another's now is left alone."""
+        """Report a trial's score, pruning or failure to the study, unless another process has taken the trial over."""
         with self._reach():
             trial = self.ongoing.pop(row.trial)
             if self._get(trial.number).state.is_finished():
@@ -149,14 +149,14 @@ class OptunaEngine(Engine):
                 self.study.tell(trial, row.score)
 
     def give_back(self, trial: str) -> None:
-        """Let another process, or this search when it is resumed, continue a trial."""
+        """Release a trial, so that another process, or this search when it is resumed, continues it."""
         with self._reach():
             given = self.ongoing.pop(trial, None)
             if given is not None and not self._get(given.number).state.is_finished():
                 self._propose_again(self._get(given.number))
 
     def tick(self) -> set[str]:
-        """Send heartbeats, look for trials of others that are lost, and return those that were taken from this process."""
+        """Send heartbeats, fail lost trials of other processes, and return the trials that were taken from this one."""
         now = time.monotonic()
         if not self.is_shared or now - self.beaten < self.lost_after / BEATS:
             return set()
@@ -174,12 +174,12 @@ class OptunaEngine(Engine):
         return taken
 
     def list_records(self) -> list[MemberRow]:
-        """Return all trials in the order in which they were proposed."""
+        """Return all trials in the order of their numbers, without those that were replaced by others."""
         with self._reach():
             return [self._read_record(trial) for trial in self._list_counted()]
 
     def count_trials(self) -> int:
-        """Return the number of trials there will be, on all machines together."""
+        """Return the number of trials of all machines together."""
         return self.settings.trials or DEFAULT_TRIALS
 
     def _open_storage(self) -> JournalStorage | RDBStorage:
@@ -205,7 +205,7 @@ class OptunaEngine(Engine):
                     engine_kwargs={} if url.startswith("sqlite") else {"pool_pre_ping": True},
                 )
             except (IntegrityError, ProgrammingError):
-                # Several machines make the tables of a new database at the same time, and one of them is first.
+                # If several machines create the tables of a new database at the same time, all but the first fail.
                 if attempt == _ATTEMPTS:
                     raise
                 time.sleep(1)
@@ -225,7 +225,7 @@ class OptunaEngine(Engine):
 
     @contextlib.contextmanager
     def _reach(self, kind: type[DlferError] = DlferError) -> Iterator[None]:
-        """Explain errors of the storage."""
+        """Convert errors of the storage in the context to a DlferError of the given kind with an explanation."""
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
@@ -241,7 +241,7 @@ class OptunaEngine(Engine):
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def _list_counted(self) -> list[FrozenTrial]:
-        """Return the trials without those in whose place others are."""
+        """Return the trials, except those that were replaced by others."""
         trials = self._list_trials()
         replaced = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
         return [trial for trial in trials if trial.number not in replaced and _REPLACED not in trial.user_attrs]
@@ -260,20 +260,20 @@ class OptunaEngine(Engine):
             self.storage.set_trial_user_attr(self._get_id(number), _HEARTBEAT, self.count)
 
     def _fail_silent_trials(self, now: float) -> None:
-        """Mark trials as failed whose counter has not changed for `search.lost_after_seconds`, and propose them again."""
+        """Fail trials whose counter has not changed for `search.lost_after_seconds`, and propose them again."""
         for trial in self._list_trials(TrialState.RUNNING):
             value = trial.user_attrs.get(_HEARTBEAT)
             known, since = self.seen.get(trial.number, (None, now))
             self.seen[trial.number] = (value, since if value == known else now)
             if str(trial.number) in self.ongoing or now - self.seen[trial.number][1] <= self.lost_after:
                 continue
-            # Another process may have been faster.
+            # Another process may have failed the trial already.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 self.retry(self.study, self._get(trial.number))
 
     def _propose_again(self, trial: FrozenTrial) -> None:
-        """Put a trial that did not fail back among those that wait, under a number of its own."""
+        """Queue a copy of an interrupted trial under a new number, and mark the original as replaced."""
         self.storage.set_trial_user_attr(self._get_id(trial.number), _REPLACED, True)
         self.study.tell(trial.number, state=TrialState.FAIL)
         attributes = {key: value for key, value in trial.user_attrs.items() if key != _REPLACED}
@@ -300,7 +300,7 @@ class OptunaEngine(Engine):
         return row.change(trial=str(trial.number))
 
     def _choose(self, trial: Trial) -> dict[str, Any]:
-        """Let the study choose a value for every key that is active; of a trial that began, the same again."""
+        """Return a value chosen by the study for each active key; a trial that began before gets the same values."""
         chosen: dict[str, Any] = {}
         for dimension in self.dimensions:
             if is_active(dimension, chosen):
@@ -309,7 +309,7 @@ class OptunaEngine(Engine):
 
 
 def _check_journal(path: Path) -> None:
-    """Raise ConfigError where a file that is no journal would be written on."""
+    """Raise ConfigError if a file exists that is not a journal, so that nothing is written into it."""
     try:
         with path.open("rb") as file:
             first = file.readline(2**20)

@@ -1,6 +1,6 @@
-"""The work of `dlfer search`: the trials of each arm, then the winners, on one machine or on several with one storage.
+"""The work of `dlfer search`: run the trials of each arm, then the winners, on one machine or several with one storage.
 
-A search leaves members.csv, the best experiments, the comparison of the winners, and the page.
+Its output is members.csv, the best experiments, the comparison of the winners, and the report.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from dlfer.study.search.trials import Arm, TrialSource, find_trial_run, list_arm
 from dlfer.train.progress import StopControl
 
 ORIGINAL_FILE = "engine/experiment.yaml"
-"""The experiment as the search began with it."""
+"""Path, relative to the search's folder, of a copy of the experiment as the search began with it."""
 _FILES_LOCK = ".results.lock"
 
 Trials = Mapping[str, tuple[Arm, Sequence[MemberRow]]]
-"""Name of an arm -> the arm and its trials."""
+"""Name of an arm -> the arm and the rows of its trials."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What `dlfer search` takes besides the options of a run.
+    """The options of `dlfer search` besides those of a run.
 
     Attributes:
-        trials: at most so many per arm, instead of search.trials; of all machines together.
-        workers: trials at a time; None: one for each GPU, or one.
-        ablation: tune with EF-FER1 and without, and compare the winners.
-        storage: a URL of a database or a journal file, which several machines share.
+        trials: maximum number of trials per arm on all machines together; None: search.trials.
+        workers: number of trials run at a time; None: one for each GPU, or one without GPUs.
+        ablation: whether to tune with EF-FER1 and without, and to compare the winners.
+        storage: URL of a database, or journal file, that several machines share; None: only this process searches.
     """
 
     trials: int | None = None
@@ -65,15 +65,15 @@ class SearchOptions:
 
 @dataclass
 class Search:
-    """A search under way.
+    """A search in progress.
 
     Attributes:
-        run: its directory.
-        config: the experiment with its section `search`.
-        options: of the run.
-        search_options: of the search.
-        control: asked whether to stop.
-        console: tells a person.
+        run: directory of the search.
+        config: experiment with its section `search`.
+        options: options of the run.
+        search_options: options of the search.
+        control: stop control that is polled.
+        console: console for messages and progress.
         engines: name of an arm that has begun -> the arm and its engine.
     """
 
@@ -87,12 +87,12 @@ class Search:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines search as well."""
+        """Whether several machines may share this search."""
         return self.search_options.storage is not None
 
     @property
     def hint(self) -> str:
-        """The command that goes on after a stop."""
+        """The command that resumes the search after a stop."""
         return "the same command" if self.is_shared else f"dlfer search --resume {shlex.quote(str(self.run.path))}"
 
     def list_trials(self) -> Trials:
@@ -100,19 +100,19 @@ class Search:
         return {name: (arm, engine.list_records()) for name, (arm, engine) in self.engines.items()}
 
     def write(self) -> None:
-        """Write members.csv and the best experiments; of several machines, one at a time."""
+        """Write members.csv and the best experiments; machines that share the search write one at a time."""
         with self._hold_files():
             write_results(self.run, self.config, self.list_trials())
 
     def conclude(self) -> None:
-        """Write all files and the page, and say what was the best."""
+        """Write all files and the report, and print the best trials."""
         with self._hold_files():
             trials = self.list_trials()
             write_results(self.run, self.config, trials)
             conclude(self.run, self.config, trials, self.console)
 
     def count_elsewhere(self) -> int:
-        """Return how many trials run or wait; once this process runs none, these are others'."""
+        """Return the number of running or waiting trials; once this process runs none, these belong to others."""
         rows = [row for _, rows in self.list_trials().values() for row in rows]
         return sum(row.status in ("running", "waiting") for row in rows)
 
@@ -125,7 +125,7 @@ class Search:
         )
 
     def _hold_files(self) -> contextlib.AbstractContextManager:
-        # Who writes last has then also read last, so that the files are complete.
+        # The lock covers reading and writing, so the last process to write has the latest trials.
         return FileLock(self.run.path / _FILES_LOCK) if self.is_shared else contextlib.nullcontext()
 
 
@@ -134,13 +134,13 @@ def run_search(
 ) -> Path | None:
     """Search the space of an experiment; return the search's folder (None for a dry run).
 
-    With a storage, every machine runs the same command, and this returns when all trials have begun and none of this process'
-    own is left. Who ends last writes complete results; with `ablation` it trains and judges the winners, too.
+    With a storage, every machine runs the same command, which ends when all trials have begun and its own have ended.
+    The last process to end writes complete results; with `ablation` it also trains and evaluates the winners.
 
     Raises:
-        UserError: the file, the space, the storage or the environment is wrong, or the first trials fail for such a reason.
-        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the best so far is told, the search can be resumed.
-        DlferError: the first trials fail alike.
+        UserError: the file, space, storage or environment is wrong, or the first trials fail for such a reason.
+        TrainingStopped: Ctrl-C, SIGTERM or --max-hours; the best trials so far are printed, and the search can resume.
+        DlferError: the first trials fail for the same reason.
     """
     config = load_experiment(experiment, options.overrides)
     refuse_obstacles(config, experiment, kind="search", smoke=options.smoke, out=options.out)
@@ -162,12 +162,12 @@ def run_search(
 def resume_search(
     folder: Path | str, options: RunOptions, search_options: SearchOptions, *, file: Path | str | None = None
 ) -> Path:
-    """Resume a search: trials that ended stay, those that were interrupted continue from their checkpoints.
+    """Resume a search: keep trials that have ended, and continue interrupted ones from their checkpoints.
 
-    `file`, the experiment file given again, must not have changed.
+    `file` is the experiment file, if it is given again; it must not have changed.
 
     Raises:
-        ConfigError: the experiment or its space is not what the search began with; with the differences.
+        ConfigError: the experiment or its space differs from what the search began with; the message lists how.
     """
     run = open_run(folder, options.out)
     record = run.record
@@ -191,8 +191,8 @@ def resume_search(
 def _run_shared(
     config: ExperimentConfig, arms: list[Arm], options: RunOptions, search_options: SearchOptions, console: StudyConsole
 ) -> Path:
-    """Take part in a search whose trials are in a storage; its directory is one for all that see the same folder of runs."""
-    # Before a directory is made: the storage must be there, and have begun with this experiment.
+    """Take part in a search with a shared storage; all processes with the same folder of runs share one directory."""
+    # Before creating a directory, check that the storage is reachable and belongs to this experiment.
     for arm in arms:
         _open_engine(arm, Path(), options, search_options)
     digest = compute_digest(with_overrides(config, {"search.trials": None}))[:8]
@@ -209,7 +209,7 @@ def _run_shared(
 
 def _execute(search: Search, arms: list[Arm]) -> Path:
     run = search.run
-    # Those who share a storage work on one search together.
+    # Processes that share a storage also share the directory, so it is not locked.
     with contextlib.nullcontext() if search.is_shared else run.hold(), search.control.watch_signals():
         run.update(status="running", search=_describe(search.config, search.search_options))
         try:
@@ -255,7 +255,7 @@ def _run_arm(search: Search, arm: Arm) -> None:
 
 
 def _compare_winners(search: Search) -> None:
-    """Train and judge the winners; of several machines that end at the same time, one does."""
+    """Train and evaluate the winners; if several machines end at the same time, only one does."""
     run, is_shared = search.run, search.is_shared
     try:
         with run.hold() if is_shared else contextlib.nullcontext():
@@ -279,7 +279,7 @@ def _create_run(folder: Path, config: ExperimentConfig, options: RunOptions, sea
 
 
 def _describe(config: ExperimentConfig, options: SearchOptions) -> SearchOptionsRecord:
-    """Return what run.json keeps of the search's options; a storage's URL may hold a password."""
+    """Return the search options for run.json, without the URL of the storage because it may hold a password."""
     return SearchOptionsRecord(
         ablation=options.ablation,
         trials=options.trials,
@@ -291,7 +291,7 @@ def _describe(config: ExperimentConfig, options: SearchOptions) -> SearchOptions
 def explain_search(
     config: ExperimentConfig, arms: list[Arm], options: RunOptions, search_options: SearchOptions, console: StudyConsole
 ) -> None:
-    """Say what a search would do; train nothing."""
+    """Print what a search would do, without training."""
     search = config.search
     for arm in arms:
         with tempfile.TemporaryDirectory() as folder:
@@ -309,7 +309,7 @@ def explain_search(
 
 
 def write_results(run: Run, config: ExperimentConfig, trials: Trials) -> None:
-    """Write members.csv and the best experiments; rows of winners, which are no trials, are kept."""
+    """Write members.csv and the best experiments; keep the rows of winners, which are not trials."""
     winners = [row for row in read_member_rows(run.path) if row.trial is None]
     write_member_rows(run.path, [*(row for _, rows in trials.values() for row in rows), *winners])
     for arm, rows in trials.values():
@@ -319,7 +319,7 @@ def write_results(run: Run, config: ExperimentConfig, trials: Trials) -> None:
 
 
 def format_best(run: Run, config: ExperimentConfig, arm: Arm, best: MemberRow) -> str:
-    """Return the experiment of the best trial as a file that runs as it is."""
+    """Return the text of an experiment file that trains the best trial, ready to run."""
     keys = "".join(f"#   {key}: {format_value(value)}\n" for key, value in best.settings.items())
     header = (
         f"# The best trial of the search {run.path.parent.name}/{run.path.name}: "
@@ -331,7 +331,7 @@ def format_best(run: Run, config: ExperimentConfig, arm: Arm, best: MemberRow) -
 
 
 def conclude(run: Run, config: ExperimentConfig, trials: Trials, console: StudyConsole) -> None:
-    """Say what was the best of each arm, and write the page."""
+    """Print the best trial of each arm, and write the report."""
     for arm, rows in trials.values():
         best = find_best(rows, config.search.objective)
         if best is None:
@@ -346,10 +346,10 @@ def conclude(run: Run, config: ExperimentConfig, trials: Trials, console: StudyC
 
 
 def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
-    """Return the search's experiment, after seeing that neither its copy nor the file that was given differs.
+    """Return the search's original experiment after checking that its config.yaml and `other` are the same.
 
     Raises:
-        ConfigError: with every key that differs.
+        ConfigError: one of them differs; the message lists every such key.
     """
     original = load_recorded_experiment(run.path / ORIGINAL_FILE)
     for name, config in ((CONFIG_FILE, run.config()), ("the experiment file", other)):
@@ -360,7 +360,7 @@ def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
 
 
 class WinnerSource(Source):
-    """Hands the winners of both arms to the runner: trained with every seed, and judged on test."""
+    """A source of the winners of both arms for the runner, to be trained with every seed and evaluated on test."""
 
     def __init__(
         self,
@@ -376,7 +376,7 @@ class WinnerSource(Source):
         self.active: dict[Task, Member] = {}
 
     def take(self, slot: WorkerSlot) -> Task | None:
-        """Return the next winner; its run of the search is gone on with, so that its seed is not trained again."""
+        """Return a task for the next winner, which reuses an existing run so that no seed is trained twice."""
         if not self.waiting:
             return None
         member, config = self.waiting.pop(0)
@@ -399,7 +399,7 @@ class WinnerSource(Source):
         return task
 
     def end(self, task: Task, ending: Ending) -> None:
-        """Note how a winner ended."""
+        """Record how a winner ended."""
         member = self.active.pop(task)
         member.status = ending.status
         if ending.status == "failed":
@@ -414,12 +414,12 @@ class WinnerSource(Source):
 def compare_winners(
     run: Run, config: ExperimentConfig, trials: Trials, *, options: RunOptions, runner: Runner
 ) -> ComparisonRecord:
-    """Run the best trial of each arm with every seed of `ablation.seeds`, open test once for each, and compare.
+    """Train the best trial of each arm with all `ablation.seeds`, evaluate each once on test, and compare the arms.
 
-    A winner of Hyperband that ended with its rung is trained to the end.
+    A winner that ended at its rung of Hyperband is trained to the end.
 
     Raises:
-        TrainingStopped: the search was asked to stop.
+        TrainingStopped: a stop was requested.
         DlferError: an arm has no winner, or a winner fails.
     """
     members = _plan_winners(run, config, trials, options)

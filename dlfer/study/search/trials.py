@@ -1,7 +1,7 @@
-"""The arms of a search (one, or with --ablation with EF-FER1 and without), and the trials of an arm as tasks for the runner.
+"""The arms of a search (one, or with --ablation one with EF-FER1 and one without), and their trials as tasks.
 
-What an engine proposes becomes a run, and the run's epochs its score. The same settings mean the same run: a longer rung of
-Hyperband, a trial that was interrupted, and one that a lost machine had, go on with the run directory that is there.
+Each proposal of an engine becomes a run, whose epochs give the score. Equal settings use the same run: a longer rung of
+Hyperband, an interrupted trial, and a trial of a lost machine continue in the existing run directory.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SMOKE_TRIALS = 2
 
 @dataclass(frozen=True)
 class Arm:
-    """One search of an engine.
+    """One arm of a search, with an engine of its own.
 
     Attributes:
-        name: for a person.
-        base: keys that all of its trials set.
-        config: the experiment with those set and the space that is left.
+        name: name for display.
+        base: keys that all trials of the arm set.
+        config: experiment with these keys set and the search space of the arm.
     """
 
     name: str
@@ -59,19 +59,19 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """Name of its folder and of its best experiment."""
+        """The name of the arm as used in file names: lower-case letters, digits and hyphens."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower())
 
     @property
     def best_file(self) -> str:
-        """The file name of its best experiment: best.yaml, or best-<arm>.yaml where there are two."""
+        """The file name of its best experiment: best.yaml, or best-<slug>.yaml if there are two arms."""
         return "best.yaml" if self.name == ALONE else f"best-{self.slug}.yaml"
 
     def open_engine(self, folder: Path, *, trials: int | None, smoke: bool, storage: str | None = None) -> Engine:
-        """Return the arm's engine with what it left before, whose files are in `folder`/engine/<arm> or in the storage.
+        """Open the engine of the arm with its earlier state from `folder`/engine/<slug>, or from the storage.
 
         Raises:
-            ConfigError: the engine cannot search this space, or not in a shared storage.
+            ConfigError: the engine cannot search this space, or cannot use a shared storage.
         """
         search = self.config.search
         if search.engine == "hyperband" and any(key.endswith(".epochs") for key in search.space):
@@ -103,7 +103,7 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
     """Return the arms of a search.
 
     Raises:
-        ConfigError: there is nothing to search, or no EF-FER1 to leave out.
+        ConfigError: there is nothing to search, no EF-FER1 to leave out, or the model is an ensemble.
     """
     search = config.search
     if search is None:
@@ -133,10 +133,10 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
 
 
 def check_absent_stage(config: ExperimentConfig) -> None:
-    """Refuse keys of EF-FER1 in the space of an experiment that has none.
+    """Refuse keys of EF-FER1 in the search space of an experiment without EF-FER1.
 
     Raises:
-        ConfigError: with the keys.
+        ConfigError: there are such keys; the message lists them.
     """
     wrong = [key for key in config.search.space if key.startswith("pretrain.")]
     if config.pretrain is None and wrong:
@@ -152,13 +152,13 @@ ENDED = ("finished", "rung", "pruned", "failed")
 
 @dataclass
 class _Trial:
-    """A trial under way.
+    """A trial in progress.
 
     Attributes:
-        proposal: what the engine asks for.
-        row: its line of members.csv so far.
-        config: what is run.
-        history: rows of EF-FER2 so far.
+        proposal: proposal of the engine.
+        row: row of members.csv so far.
+        config: experiment that is run.
+        history: rows of EF-FER2's history so far.
     """
 
     proposal: Proposal
@@ -168,12 +168,12 @@ class _Trial:
 
 
 class TrialSource(Source):
-    """Hands the trials of an arm to the runner, and their scores to its engine.
+    """A source of the trials of an arm for the runner, which reports their scores to the engine.
 
-    A failure is held back from the engine until another trial shows that the experiment as such works: where the experiment
-    is at fault, nothing is counted, and the trials are tried again on resume.
+    Failures are not reported to the engine until a trial with another outcome shows that the experiment itself works:
+    if the experiment is at fault, no failure counts, and the trials are tried again on resume.
 
-    `folder` is that of the search, beside which its trials are put; `on_change` is called after each change.
+    `folder` is the folder of the search, beside which the runs are created; `on_change` is called after each change.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class TrialSource(Source):
         self.works, self.exhausted, self.asked = False, False, 0
 
     def take(self, slot: WorkerSlot) -> Task | None:
-        """Return the next trial; one whose settings do not go together fails without a process."""
+        """Return a task for the next trial; a trial with incompatible settings fails without a process."""
         while True:
             worker = f"{socket.gethostname()}-{os.getpid()}{f'-{slot.name}' if slot.name else ''}"
-            # A name of its own for each question: an oracle gives a name that has a trial the same one again.
+            # Use a new name for each request, because an oracle gives a name that has a trial the same one again.
             answer = self.engine.ask(f"{worker}.{self.asked}")
             self.asked += 1
             if answer.proposal is None and self.held and not self.active:
@@ -211,11 +211,11 @@ class TrialSource(Source):
                 return task
 
     def is_exhausted(self) -> bool:
-        """Return whether the engine has no trial left."""
+        """Return whether the engine has no trials left."""
         return self.exhausted
 
     def tick(self) -> list[Task]:
-        """Let the engine send heartbeats; return the tasks whose trials another machine has by now."""
+        """Let the engine send heartbeats; return the tasks whose trials another machine has taken over."""
         taken = self.engine.tick()
         unwanted = [task for task, trial in self.active.items() if trial.proposal.trial in taken]
         for task in unwanted:
@@ -224,12 +224,12 @@ class TrialSource(Source):
         return unwanted
 
     def end(self, task: Task, ending: Ending) -> None:
-        """Give the engine the score of a trial, or that it failed."""
+        """Report the score of a trial, or its failure, to the engine; release a trial that was stopped."""
         trial = self.active.pop(task, None)
         if trial is None:
             return
         if ending.status == "stopped":
-            # A storage that cannot be reached may be why everything stops; the other trials stop all the same.
+            # An unreachable storage may be the reason for the stop; the other trials still have to be stopped.
             try:
                 self.engine.give_back(trial.proposal.trial)
                 self._say_interrupted(task, trial)
@@ -274,7 +274,7 @@ class TrialSource(Source):
         return task
 
     def _tell_past(self, trial: _Trial) -> Ending | None:
-        """Report the epochs that were done before; return the ending of a trial with which nothing is left to do."""
+        """Report the epochs that were trained before; return an ending if nothing is left to do."""
         run = Run(Path(trial.row.path))
         trial.history = read_history_rows(run.path)
         for epochs, score in enumerate(self._list_scores(trial), start=1):
@@ -288,7 +288,7 @@ class TrialSource(Source):
         return self._goes_on(trial, len(trial.history), self._list_scores(trial)[-1])
 
     def _goes_on(self, trial: _Trial, epochs: int, score: float) -> bool:
-        # After the last epoch there is nothing to stop; the run is to be finished.
+        # After the last epoch there is nothing to cut short, and the run has to be completed.
         return self.engine.report(trial.proposal, epochs, score) or epochs >= trial.config.finetune.epochs
 
     def _list_scores(self, trial: _Trial) -> list[float]:
@@ -357,7 +357,7 @@ class TrialSource(Source):
 
 
 def find_trial_run(records: Sequence[MemberRow], settings: Mapping[str, Any], folder: Path) -> Run | None:
-    """Return the run of a trial with these settings, if one has begun and can be seen from here."""
+    """Return the run of a trial with these settings, if one has begun and its folder is accessible, else None."""
     for record in records:
         if record.settings == settings:
             found = record.find_folder(folder)
@@ -367,18 +367,18 @@ def find_trial_run(records: Sequence[MemberRow], settings: Mapping[str, Any], fo
 
 
 def read_history_rows(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's fine-tuning history as numbers, [] where there is none."""
+    """Return the rows of a run's fine-tuning history as numbers; [] if there is no history."""
     rows = read_rows(path / "finetune" / "history.csv")
     return [{key: float(value) for key, value in row.items() if key != "phase"} for row in rows]
 
 
 def describe_left(records: Sequence[MemberRow], *, total: int | None, total_epochs: int | None) -> str:
-    """Return the time left, estimated from the trials that have ended; "" where nothing is known.
+    """Return the time left in words, estimated from the trials that have ended; "" if it is unknown.
 
-    Of trials with different epochs, as those of Hyperband, the epochs are counted, else the trials. The workers are as many
-    as there are trials under way, and the one that has just ended.
+    The estimate counts epochs if trials differ in them, as in Hyperband, else trials. The number of workers is taken as
+    that of the running trials, plus the one whose trial has just ended.
 
-    `total` is the number of trials there will be, `total_epochs` that of their epochs, where those differ.
+    `total` is the final number of trials, and `total_epochs` the sum of their epochs if trials differ in them.
     """
     ended = [record for record in records if record.seconds and record.status in ENDED]
     num_workers = 1 + sum(record.status == "running" for record in records)
@@ -394,7 +394,7 @@ def describe_left(records: Sequence[MemberRow], *, total: int | None, total_epoc
 
 
 def _count_epochs(records: Sequence[MemberRow]) -> int:
-    """Return the epochs that were trained; a trial's longer rung went on from its shorter one."""
+    """Return the number of trained epochs; a longer rung of a trial includes the epochs of a shorter one."""
     most: dict[str, int] = {}
     for record in records:
         key = record.path or record.trial or ""
