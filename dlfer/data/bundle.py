@@ -67,7 +67,7 @@ class Share:
     count: int = 1
 
     def count_images(self, total: int) -> int:
-        """Return how many of `total` images the share holds; the first shares hold those that are left over."""
+        """Return the share's number of images of `total`; the first shares hold one more if it does not divide."""
         return (total - self.index + self.count - 1) // self.count
 
     def find_start(self, total: int) -> int:
