@@ -369,7 +369,7 @@ def find_column(votes: Votes, label: str) -> int:
 
 
 def _estimate_share(values: np.ndarray) -> CountedEstimate:
-    """Return the mean of values in [0, 1] with Wilson's interval; ties and voters make them fractions."""
+    """Return the mean of the values in [0, 1] that are not NaN, with Wilson's interval; ties make values fractional."""
     values = values[~np.isnan(values)]
     if not len(values):
         return CountedEstimate(value=None, low=None, high=None, n=0)
