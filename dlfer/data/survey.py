@@ -1,4 +1,4 @@
-"""One-pass survey of all images of a data set: duplicates, flat images, outliers, and images probably without a face."""
+"""One-pass survey of all images of a data set: duplicates, flat images, outliers, images probably without a face."""
 
 from __future__ import annotations
 
