@@ -168,7 +168,7 @@ def _find_csv(folder: Path, given: Path) -> Path | None:
 
 
 def _descend(folder: Path) -> Path:
-    """Return the first folder of an unpacked zip that holds more than one subfolder."""
+    """Skip folders of an unpacked zip whose only entry is a folder; return the first other one."""
     names = [child for child in folder.iterdir() if not is_ignored(child.name)]
     return _descend(names[0]) if len(names) == 1 and names[0].is_dir() else folder
 
