@@ -1,4 +1,4 @@
-"""What a data set hides: duplicates within and across its splits, contradicting labels, images without content."""
+"""Audit of a data set: duplicates within and across its splits, contradicting labels, images without content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dlfer.runs.records import DuplicateCounts
 
 _CACHE_VERSION = 2
 _MOST_SAMPLES = 12
-"""Pairs of each kind, and groups with different labels, that the page shows."""
+"""Largest number of pairs of each kind, and of groups with contradicting labels, shown as examples."""
 
 
 def audit_data(
@@ -41,11 +41,11 @@ def audit_data(
     votes: str | Path | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> AuditRecord:
-    """Return the audit of a bundle with its fingerprint, or the one made of the very same data before.
+    """Return the audit of a bundle with its fingerprint, from the cache if the same data was audited before.
 
     Args:
-        bundle: as a source or a protocol gives it; streamed splits are counted and not looked into.
-        cache: a folder of audits, `<fingerprint>.json`; None to make it again.
+        bundle: the bundle of a source or a protocol; the images of streamed splits are counted but not examined.
+        cache: a folder of audits, `<fingerprint>.json`; None: no cache.
         votes, aliases: as for `audit_splits`.
     """
     fingerprint = _compute_fingerprint(bundle, votes, aliases)
@@ -61,7 +61,7 @@ def audit_data(
 def audit_bundle(
     bundle: DataBundle, *, votes: str | Path | None = None, aliases: Mapping[str, str] | None = None
 ) -> AuditRecord:
-    """Return what a bundle holds and what its splits share; streamed splits are counted and not looked into."""
+    """Return the audit of a bundle; the images of streamed splits are counted but not examined."""
     splits = list(bundle.splits.values())
     return audit_splits(splits, bundle.labels, reading=bundle.reading, votes=votes, aliases=aliases)
 
@@ -75,14 +75,15 @@ def audit_splits(
     aliases: Mapping[str, str] | None = None,
     survey: Survey | None = None,
 ) -> AuditRecord:
-    """Return what the splits of a data set hold and share.
+    """Return the audit of several splits: their classes, duplicates within and across splits, and unusual images.
 
     Args:
-        splits: in-memory splits; of streamed ones the classes are counted by one pass, and the images not looked into.
-        reading: what the source met with.
+        splits: in-memory or streamed splits; of streamed ones only the classes are counted, in one pass.
+        labels: names of the targets.
+        reading: the source's record of how it read its files.
         votes: a file of votes on the images.
-        aliases: the data's `labels.aliases`, by which columns of votes become one.
-        survey: of the in-memory splits, if it was made before.
+        aliases: the data's `labels.aliases`, which merge columns of votes.
+        survey: the survey of the nonempty in-memory splits, if it exists already.
     """
     reading = reading or Reading()
     held = [split for split in splits if isinstance(split, Split) and len(split)]
@@ -106,7 +107,7 @@ def audit_splits(
 def _describe_images(
     survey: Survey, held: Sequence[Split], labels: tuple[str, ...], sizes: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any]:
-    """Return the fields of the audit that the survey gives."""
+    """Return the fields of the audit that are computed from the survey."""
     targets = np.concatenate([split.targets for split in held])
     where = list_places(held, labels)
     exact = _count_kind(survey.distinct, targets, survey.split_of)
@@ -134,7 +135,7 @@ def _describe_images(
 
 
 def list_places(splits: Sequence[Split], labels: tuple[str, ...]) -> list[Place]:
-    """Return what names each image of the splits, one after the other."""
+    """Return split, id and label of each image in the concatenated rows of the splits."""
     return [
         Place(split.name, str(name), labels[target])
         for split in splits
@@ -143,9 +144,9 @@ def list_places(splits: Sequence[Split], labels: tuple[str, ...]) -> list[Place]
 
 
 def number_groups(survey: Survey, where: Sequence[Place]) -> np.ndarray:
-    """Return int64 [N], the survey's groups numbered from 0 by their first image in the order of split and id.
+    """Return int64 [N], the survey's groups renumbered from 0 in the order of their first image by split and id.
 
-    The numbers do not change with the order of the rows within a split.
+    The numbers do not depend on the order of the rows within a split.
     """
     order = sorted(range(len(where)), key=lambda row: (survey.split_of[row], where[row].id))
     names, first, dense = np.unique(survey.groups[order], return_index=True, return_inverse=True)
@@ -170,7 +171,7 @@ def _count_classes(split: Split | StreamedSplit, labels: tuple[str, ...]) -> Aud
 
 
 class _GroupCounts(NamedTuple):
-    """Numbers of groups with several images, several labels, and images in several splits; and images in the largest."""
+    """Numbers of groups with several images, with several labels, and in several splits; size of the largest group."""
 
     groups: int
     conflicting: int
@@ -189,7 +190,7 @@ def _count_kind(groups: np.ndarray, targets: np.ndarray, split_of: np.ndarray) -
 
 
 def _find_groups_with_several(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return int64 [G], the groups whose members have more than one value."""
+    """Return int64 [G], the numbers of the groups whose members have more than one distinct value."""
     pairs = np.unique(np.stack([groups, values], axis=1), axis=0)
     numbers, counts = np.unique(pairs[:, 0], return_counts=True)
     return numbers[counts > 1]
@@ -222,12 +223,12 @@ def _find_all_outliers(
 
 
 def are_expressions(labels: tuple[str, ...]) -> bool:
-    """Tell whether most labels are expressions, so that the images show faces."""
+    """Return whether at least two, and at least half, of the labels are expressions, so that the images show faces."""
     return 2 * sum(label.casefold() in CANONICAL for label in labels) >= max(2, len(labels))
 
 
 def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -> Samples:
-    """Return some pairs of each kind, of different splits where there are any, and groups of copies with different labels."""
+    """Return sample pairs of each kind, preferably across splits, and groups of copies with contradicting labels."""
     members: dict[int, list[int]] = {}
     by_image = np.argsort(survey.distinct, kind="stable")
     bounds = np.searchsorted(survey.distinct[by_image], np.arange(len(survey.brightness) + 1))
@@ -244,7 +245,7 @@ def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -
         order = sorted(pairs, key=lambda p: (survey.split_of[p[0]] == survey.split_of[p[1]], p))
         used: set[int] = set()
         chosen = []
-        for first, second in order:  # one pair of each group: ten frames of one video would show one face
+        for first, second in order:  # one pair per group, since many pairs may be frames of one video
             if survey.groups[first] not in used and len(chosen) < _MOST_SAMPLES:
                 used.add(int(survey.groups[first]))
                 chosen.append(list_images((first, second)))
@@ -272,7 +273,7 @@ def _is_flat(survey: Survey, rows: Sequence[int]) -> bool:
 
 
 def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None, aliases: Mapping[str, str] | None) -> str:
-    """Return the sha256 (hex) of all that the audit depends on."""
+    """Return the sha256 (hex) of everything that the audit depends on."""
     digest = hashlib.sha256(repr((_CACHE_VERSION, bundle.labels, bundle.reading)).encode())
     for split in (bundle.train, bundle.validation, bundle.test):
         if split is None:
@@ -288,9 +289,9 @@ def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None, aliases: 
 
 
 def _read_cached(path: Path, fingerprint: str) -> AuditRecord | None:
-    """Return an audit of the cache; None where there is none, or it is damaged."""
+    """Return an audit from the cache; None if it is missing, damaged or of other data."""
     try:
         audit = AuditRecord.parse(read_json(path), path)
-    except (OSError, ValueError, ModelError):  # absent or damaged: written again
+    except (OSError, ValueError, ModelError):  # missing or damaged: the caller writes it again
         return None
     return audit if audit.fingerprint == fingerprint else None

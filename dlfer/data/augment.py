@@ -1,8 +1,8 @@
-"""Random changes of images: augmentation in training, and corruptions that show how fast a classifier fails.
+"""Random changes of images: augmentation in training, and corruptions that measure a classifier's robustness.
 
-Augmentation is drawn on the host as a few numbers per image. The host draws them (numpy, from a generator that the caller seeds), the graph applies them
-(`dlfer.model.face_input`). So the images stay uint8 and 48x48 until the very last moment, the same
-draw gives the same pixels on every backend, and an interrupted epoch goes on with the same draws.
+For augmentation the host draws a few numbers per image (NumPy, with a generator seeded by the caller), and the graph
+applies them (`dlfer.model.face_input`). So images remain uint8 in their native size as long as possible, the same
+numbers give the same pixels on every backend, and an interrupted epoch continues with the same numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dlfer.errors import DataError
 
 
 def compute_crop_size(crop: float, height: int, width: int) -> tuple[int, int]:
-    """Return rows and columns, in whole pixels, of the part of an image of height x width that `crop` keeps."""
+    """Return the height and width, in whole pixels, of the part of an image that `crop` (in 0..1) keeps."""
     return max(1, round(crop * height)), max(1, round(crop * width))
 
 
@@ -32,23 +32,23 @@ def draw_augmentation(
     crop: float | None = None,
     native: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Draw the changes of one batch; only the kinds that `augment` asks for are in the answer.
+    """Draw the augmentation parameters of one batch, for the changes that `augment` enables.
 
     Args:
-        augment: how strong each change is.
-        num_images: images in the batch, N.
-        image_size: side in pixels of the square that the network sees; boxes end on its pixels.
-        crop: side of the part of an image that the network sees, in 0..1; None is the whole image.
-        native: side in pixels of the images, made square as `data.aspect` says; needed with `crop`, since a crop
-            begins on a whole pixel.
+        augment: the strength of each change.
+        num_images: number of images in the batch, N.
+        image_size: side in pixels of the network's square input; boxes end on its pixels.
+        crop: side of the part of an image that the network sees, in 0..1; None: the whole image.
+        native: side in pixels of the images after `data.aspect` made them square; needed with `crop`, since crops
+            begin on whole pixels.
 
     Returns:
         float32 arrays by name:
         warp [N, 6]: row-major 2x3 map from output to input coordinates, both -1..1 from edge to edge.
-        tone [N, 2]: what is added to the pixels (0..255) and the factor around the image's mean.
-        erase_box [N, 4]: x0, y0, x1, y1 in 0..1 of the rectangle that is blanked; of no area if none is.
-        mix_weight [N]: share of the image itself; the rest is its partner, the batch read backwards.
-        mix_box [N, 4]: rectangle that the partner fills (cutmix); of no area if none does.
+        tone [N, 2]: value added to the pixels (0..255), and contrast factor around the image's mean.
+        erase_box [N, 4]: x0, y0, x1, y1 in 0..1 of the erased rectangle; its area is 0 if none is erased.
+        mix_weight [N]: weight of the image itself; the rest belongs to its partner in the reversed batch.
+        mix_box [N, 4]: rectangle filled by the partner (cutmix); its area is 0 without cutmix.
     """
     drawn: dict[str, np.ndarray] = {}
     if augment.rotation or augment.zoom or augment.shift or augment.mirror or crop:
@@ -69,10 +69,10 @@ def draw_augmentation(
 
 
 def draw_warps(augment: AugmentConfig, num_images: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw one affine map per image: rotation, zoom, shift and mirror in one.
+    """Draw one affine map per image that combines rotation, zoom, shift and horizontal flip.
 
     Returns:
-        float64 [N, 6], row-major 2x3: where in the input (x, y in -1..1) an output point is taken from.
+        float64 [N, 6], row-major 2x3 maps from output to input coordinates (x, y in -1..1).
     """
     angle = np.deg2rad(rng.uniform(-augment.rotation, augment.rotation, num_images))
     scale = 1 / rng.uniform(1 - augment.zoom, 1 + augment.zoom, num_images)
@@ -83,24 +83,24 @@ def draw_warps(augment: AugmentConfig, num_images: int, *, rng: np.random.Genera
 
 
 def _draw_crops(warps: np.ndarray, crop: float, native: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw a part of each image, on whole pixels, and return the maps [N, 6] of `warps` within it."""
+    """Draw a crop of each image, on whole pixels, and return the maps `warps` [N, 6] composed with it."""
     side, _ = compute_crop_size(crop, native, native)
     top = rng.integers(0, native - side + 1, len(warps))
     left = rng.integers(0, native - side + 1, len(warps))
     cropped = warps * (side / native)
-    # The centre of the part, in -1..1 of the whole image.
+    # Centre of the crop, in -1..1 of the whole image.
     cropped[:, 2] += (2 * left + side) / native - 1
     cropped[:, 5] += (2 * top + side) / native - 1
     return cropped
 
 
 def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size: int) -> np.ndarray:
-    """Return the targets that go with mixed images, float32 [N, C], rows sum to one; `targets` itself if nothing is mixed.
+    """Return the targets of mixed images, float32 [N, C], rows sum to one; `targets` itself if nothing is mixed.
 
     Args:
-        targets: float32 [N, C], one-hot.
-        drawn: what `draw_augmentation` gave for the batch.
-        image_size: as given to it.
+        targets: float32 [N, C], one-hot or soft.
+        drawn: the result of `draw_augmentation` for the batch.
+        image_size: the same as for `draw_augmentation`.
     """
     if "mix_weight" not in drawn:
         return targets
@@ -115,7 +115,7 @@ def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size
 def _draw_mix(
     augment: AugmentConfig, num_images: int, image_size: int, *, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draw mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) for one batch."""
+    """Draw the parameters of mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) for one batch."""
     weight, boxes = np.ones(num_images), np.zeros((num_images, 4))
     take_cutmix = augment.cutmix > 0 and (not augment.mixup or rng.random() < 0.5)
     if take_cutmix:
@@ -126,7 +126,7 @@ def _draw_mix(
 
 
 def _draw_boxes(area: np.ndarray, image_size: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw a rectangle of about each area (share of the image), on whole pixels; float64 [N, 4]."""
+    """Draw one rectangle, on whole pixels, for each area (fraction of the image); return float64 [N, 4] in 0..1."""
     aspect = np.exp(rng.uniform(np.log(0.5), np.log(2.0), len(area)))
     sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1).clip(max=1)
     corner = rng.random((len(area), 2)) * (1 - sides)
@@ -139,12 +139,12 @@ GREY = 128
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way to make images worse.
+    """A way to degrade images.
 
     Attributes:
         apply: (images uint8 [N, H, W, C], parameter, generators [N]) -> uint8 of the same shape.
-        parameters: at strengths 1 to 5.
-        meaning: what the parameter is, with its unit.
+        parameters: the parameter at strengths 1 to 5.
+        meaning: description of the parameter, with its unit.
     """
 
     apply: Callable[[np.ndarray, float, list[np.random.Generator]], np.ndarray]
@@ -153,13 +153,13 @@ class Corruption:
 
 
 def add_noise(images: np.ndarray, deviation: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Add Gaussian noise, each pixel and channel on its own."""
+    """Add independent Gaussian noise to each pixel and channel."""
     noise = np.stack([generator.standard_normal(images.shape[1:], np.float32) for generator in generators])
     return _to_uint8(images + 255 * deviation * noise)
 
 
 def blur(images: np.ndarray, deviation: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Blur by a Gaussian; outside of the image its edge is repeated."""
+    """Blur with a Gaussian kernel; edge pixels are repeated outside of the image."""
     del generators
     from scipy.ndimage import gaussian_filter
 
@@ -168,7 +168,7 @@ def blur(images: np.ndarray, deviation: float, generators: list[np.random.Genera
 
 
 def lower_resolution(images: np.ndarray, kept: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Shrink by area and enlarge again, bilinearly, as an image of a small face far away."""
+    """Shrink by area averaging and enlarge bilinearly, like an image of a small, distant face."""
     del generators
     height, width, channels = images.shape[1:]
     small = max(1, round(kept * width)), max(1, round(kept * height))
@@ -181,20 +181,20 @@ def lower_resolution(images: np.ndarray, kept: float, generators: list[np.random
 
 
 def brighten(images: np.ndarray, added: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Add the same to every pixel, as too long an exposure does; what passes 255 is lost."""
+    """Add a constant to every pixel, like overexposure, and clip at 255."""
     del generators
     return _to_uint8(images + np.float32(255 * added))
 
 
 def lower_contrast(images: np.ndarray, kept: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Draw every pixel towards the image's mean."""
+    """Move every pixel towards the image's mean."""
     del generators
     mean = images.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
     return _to_uint8(mean + np.float32(kept) * (images - mean))
 
 
 def occlude(images: np.ndarray, side: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Lay a grey square somewhere over the image; that of a larger strength holds the smaller one."""
+    """Cover a random part of the image with a grey square; the square of a larger strength contains the smaller one."""
     result = images.copy()
     height, width = images.shape[1:3]
     pixels = max(1, round(side * min(height, width)))
@@ -215,28 +215,29 @@ CORRUPTIONS: dict[str, Corruption] = {
         occlude, (0.15, 0.25, 0.35, 0.45, 0.55), "side of the square, fraction of the shorter side"
     ),
 }
-"""Name -> corruption, six of them at five strengths.
+"""Name -> corruption: six corruptions at five strengths.
 
-What is random depends on the seed and the image's id alone, so that neither the order nor the selection of
-images changes it, and it is the same at every strength: a stronger corruption is the weaker one, worsened.
+Randomness depends only on the seed, the corruption and the image's id, so that the order and the selection of
+images do not matter, and a stronger corruption is the same one intensified.
 
 Source: after Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019. The parameters are our own: theirs are pixels of a 224-pixel photograph, ours
+Perturbations", ICLR 2019. The parameters are our own: theirs are in pixels of a 224-pixel photograph, ours
 are fractions of the image's shorter side, for faces of 48 pixels.
 """
 
 
 def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, strength: int, seed: int = 0) -> np.ndarray:
-    """Return images made worse, uint8 [N, H, W, C].
+    """Return the corrupted images, uint8 [N, H, W, C].
 
     Args:
         images: uint8 [N, H, W, C], C is 1 or 3.
-        ids: str [N]; an image's id and the seed determine what is random.
-        corruption: a name of CORRUPTIONS.
+        ids: str [N]; an image's id and the seed determine its randomness.
+        corruption: a name in CORRUPTIONS.
         strength: 1 (weak) to 5 (strong).
+        seed: makes the randomness differ from that of other seeds.
 
     Raises:
-        DataError: no such corruption or strength, or other arrays.
+        DataError: the corruption or strength does not exist, or the arrays are of another form.
     """
     if corruption not in CORRUPTIONS or strength not in STRENGTHS:
         raise DataError(

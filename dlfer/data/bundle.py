@@ -1,4 +1,4 @@
-"""The two things that every data source gives: a `Split` of images, and a `DataBundle` of splits."""
+"""The containers that every data source returns: a `Split` of images, and a `DataBundle` of splits; and their cache."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Split:
         name: the source's own name of the split, e.g. "Training", "PublicTest", "train".
         images: uint8 [N, H, W, C], C is 1 (grey) or 3 (RGB), values 0..255.
         targets: int64 [N], indices into the bundle's labels.
-        ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
-            An augmented copy is "<source id>#<number>", so that it is known as a duplicate of its source. What of a
-            file's name is not UTF-8 becomes \\xNN here, since no record could hold it.
-        soft_targets: float32 [N, C], rows sum to one: what is trained towards instead of the targets, by which an
-            image is still counted, drawn and judged; None: the targets alone.
+        ids: str [N], unique and independent of the order: "Training/17", "angry/im0.png". An augmented copy has the id
+            "<source id>#<number>", which marks it as a duplicate of its source. Bytes of a file name that are not UTF-8
+            are written as \\xNN, since records cannot hold them.
+        soft_targets: float32 [N, C], rows sum to one: the training targets in place of `targets`, which are still used
+            to count, draw and evaluate images; None: `targets` only.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Split:
         return len(self.targets)
 
     def take(self, indices: np.ndarray, name: str | None = None) -> Split:
-        """Return the rows at `indices` (int [M]) as a split of its own."""
+        """Return a split of the rows at `indices` (int [M])."""
         soft = None if self.soft_targets is None else self.soft_targets[indices]
         return Split(name or self.name, self.images[indices], self.targets[indices], self.ids[indices], soft)
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which of `count` equal shares of something a host has; each row belongs to one of them.
+    """The share of the data that one of several hosts processes; every row belongs to exactly one share.
 
     Attributes:
-        index: from 0.
+        index: number of the host, from 0.
         count: number of hosts.
     """
 
@@ -67,11 +67,11 @@ class Share:
     count: int = 1
 
     def count_images(self, total: int) -> int:
-        """Return how many of `total` images the share holds; the first shares hold those that are left over."""
+        """Return the share's number of images of `total`; the first shares hold one more if it does not divide."""
         return (total - self.index + self.count - 1) // self.count
 
     def find_start(self, total: int) -> int:
-        """Return how many images the shares before hold."""
+        """Return the number of images in the shares before this one."""
         return sum(Share(index, self.count).count_images(total) for index in range(self.index))
 
 
@@ -79,10 +79,9 @@ WHOLE = Share()
 
 
 class StreamedSplit(Protocol):
-    """Images of one split of the data that is too large for memory, read batch by batch.
+    """A split of the data that is too large for memory and is read batch by batch.
 
-    Its order is a function of (seed, epoch) alone, so that an interrupted epoch can go on in the
-    middle and see the very same batches.
+    Its order depends only on (seed, epoch), so that an interrupted epoch can be resumed with the same batches.
     """
 
     name: str
@@ -96,20 +95,20 @@ class StreamedSplit(Protocol):
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
 
-        In training the order is shuffled, each image is cropped as the source was told to (`data.crop`), and an
-        incomplete last batch is dropped, unless it is the only one; else the order is the data set's own, the crop
-        that of validation, and nothing is dropped.
+        In training the order is shuffled, each image is cropped as configured (`data.crop`), and an incomplete last
+        batch is dropped unless it is the only one; otherwise the order is that of the data set, the crop is that of
+        validation, and no image is dropped.
 
         Args:
             batch_size: B.
-            seed, epoch: fix the order and the crops.
-            start_step: batches to leave out at the beginning.
-            training: as above.
+            seed, epoch: determine the order and the crops.
+            start_step: number of batches to skip at the beginning.
+            training: whether to read for training, see above.
         """
         ...
 
     def shard(self, index: int, count: int) -> StreamedSplit:
-        """Return share `index` of `count`: together they hold each image once, in numbers that differ by one."""
+        """Return share `index` of `count`; the shares are disjoint, complete, and differ in size by at most one."""
         ...
 
     def count_classes(self) -> np.ndarray:
@@ -117,25 +116,25 @@ class StreamedSplit(Protocol):
         ...
 
     def balance(self, how: str) -> StreamedSplit:
-        """Return the split whose epochs in training repeat images, or leave some out, as `balance: how` says.
+        """Return a split whose training epochs repeat or leave out images as `balance: how` demands.
 
         Raises:
-            ConfigError: a stream cannot be balanced so.
+            ConfigError: a stream cannot be balanced in this way.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source met with when it read its files, for the audit.
+    """The record of how a source read its files, for the audit.
 
     Attributes:
-        unreadable: what was wrong with each row or file that was left out.
-        num_rows: rows of the csv, those left out included; None where it was no single csv.
-        sizes: (width, height) of each file by its id, where they differ.
-        what: what is counted, "files" or "rows".
-        seen: their number, those left out included; None of a source that counts nothing.
-        left_out: those that became no image of a split, by reason.
+        unreadable: an error message for each unreadable row or file.
+        num_rows: rows of the csv, including those left out; None if the source is not a single csv.
+        sizes: (width, height) of each file by its id; empty if all sizes are equal.
+        what: the unit of the counts: "files", "rows" or "images".
+        seen: the number of these units, including those left out; None if the source does not count.
+        left_out: the units that are not in any split, by reason.
     """
 
     unreadable: tuple[str, ...] = ()
@@ -146,14 +145,14 @@ class Reading:
     left_out: tuple[LeftOut, ...] = ()
 
     def leave_out(self, reason: str, names: Collection[str]) -> Reading:
-        """Return the reading with images, by their ids, that were seen and are left out for one more reason."""
+        """Return a copy that counts the images with the ids `names` as left out for another reason."""
         if not len(names):
             return self
         found = LeftOut(reason=reason, n=len(names), first=[str(name) for name in list(names)[:5]])
         return dataclasses.replace(self, left_out=(*self.left_out, found))
 
     def as_record(self) -> ReadingRecord | None:
-        """Return the counts as data.json and audit.json hold them; None where the source counts nothing."""
+        """Return the counts in the form of data.json and audit.json; None if the source does not count."""
         if self.seen is None:
             return None
         used = self.seen - sum(reason.n for reason in self.left_out)
@@ -166,18 +165,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class DataBundle:
-    """What an experiment trains, selects and judges on.
+    """The splits on which an experiment trains, selects and evaluates, with their labels.
 
     Attributes:
         source: the registered name of the source.
         labels: names of the classes, in the order of the targets.
-        train, validation, test: the splits; `test` is None where the data has none.
+        train, validation, test: the splits; `test` is None if the data has none.
         protocol: "official", "resplit", "cross_validation" or "paper".
-        selected_on: the validation split in words, e.g. "PublicTest": what an epoch is selected on, where one is.
+        selected_on: a description of the validation split, on which an epoch may be selected, e.g. "PublicTest".
         notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
-        reading: what the source met with when it read its files.
-        test_groups: int64 [n], the same number for images of test that are duplicates or show one subject; None where the
-            protocol is not cross_validation.
+        reading: the record of how the source read its files.
+        test_groups: int64 [n], group numbers of the test images: equal for duplicates and images of one subject; None
+            unless the protocol is cross_validation.
     """
 
     source: str
@@ -197,18 +196,18 @@ class DataBundle:
 
     @property
     def splits(self) -> dict[str, Split | StreamedSplit]:
-        """Of train, validation and test those that there are, in this order."""
+        """The existing splits among train, validation and test, in this order."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
 
     @property
     def channels(self) -> int:
-        """Of the images that the network gets: 1 (grey) or 3 (RGB); streamed ones have 3."""
+        """Number of channels of the network's input: 1 (grey) or 3 (RGB); streamed images have 3."""
         return self.train.images.shape[-1] if isinstance(self.train, Split) else 3
 
 
 def _make_utf8(ids: np.ndarray) -> np.ndarray:
-    """Return ids (str [N]) that UTF-8 can hold; the same array where they are so already."""
+    """Return ids (str [N]) with surrogates replaced so that UTF-8 can encode them; the same array if there are none."""
     if ids.dtype.kind != "U" or not ids.dtype.itemsize:
         return ids
     codes = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)
@@ -218,7 +217,7 @@ def _make_utf8(ids: np.ndarray) -> np.ndarray:
 
 
 def check_split(split: Split) -> None:
-    """Raise DataError unless the arrays of `split` fit together as its docstring says."""
+    """Raise DataError unless the arrays of `split` have the dtypes, shapes and lengths that `Split` documents."""
     images, targets, ids = split.images, split.targets, split.ids
     where = f"split {split.name!r}"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -241,16 +240,16 @@ def check_split(split: Split) -> None:
 def make_split(
     images: Any, labels: Any, *, names: Sequence[str] | None = None, ids: Any = None
 ) -> tuple[Split, tuple[str, ...]]:
-    """Return images in memory as a split, and the labels that its targets are indices of.
+    """Return a split of images in memory, and the labels that its targets index.
 
     Args:
         images: uint8 [N, H, W] or [N, H, W, 1 or 3], N at least 1.
         labels: N names, or N whole numbers.
-        names: what whole numbers are indices of; None: each number is a label of its own, with itself as its name.
-        ids: N different names of the images; None: "0", "1" and so on.
+        names: the names that whole numbers index; None: each distinct number is a label and its own name.
+        ids: N distinct ids of the images; None: "0", "1" and so on.
 
     Raises:
-        DataError: they are not of that form, or their lengths differ.
+        DataError: the arguments are not of that form, or their lengths differ.
     """
     pixels = _to_array("images", images)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
@@ -294,7 +293,7 @@ def _to_array(name: str, values: Any) -> np.ndarray:
 
 
 def compute_fingerprint(split: Split) -> str:
-    """Return the sha256 (hex) of a split's ids, targets and pixels, independent of the order of rows."""
+    """Return the sha256 (hex) of a split's ids, targets and pixels, independent of the order of its rows."""
     order = np.argsort(split.ids, kind="stable")
     digest = hashlib.sha256(repr((split.images.shape[1:], len(split))).encode())
     for start in range(0, len(order), 1024):
@@ -306,9 +305,9 @@ def compute_fingerprint(split: Split) -> str:
 
 
 def name_cache(kind: str, digest: str) -> Path | None:
-    """Return the file in which arrays made of data are kept: in $DLFER_CACHE, or ~/.cache/dlfer; None where there is no home folder.
+    """Return the path of a cache file in $DLFER_CACHE or ~/.cache/dlfer; None if there is no home folder.
 
-    It holds images: treat it like the data.
+    The cache holds images and needs the same protection as the data.
     """
     try:
         folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
@@ -318,17 +317,17 @@ def name_cache(kind: str, digest: str) -> Path | None:
 
 
 def read_cache(path: Path | None, names: Iterable[str]) -> dict[str, np.ndarray] | None:
-    """Return what `write_cache` wrote, or None where there is nothing or it is damaged."""
+    """Return the arrays that `write_cache` stored; None if the file is missing or damaged."""
     if path is None:
         return None
     try:
         return read_npz(path, names=names)
-    except (OSError, ValueError):  # absent or damaged: written again
+    except (OSError, ValueError):  # missing or damaged: the caller writes it again
         return None
 
 
 def write_cache(path: Path | None, arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Keep arrays for the next time; return what hinders it, with the place, if anything does."""
+    """Store arrays in a cache file; return the reason if that fails, else None."""
     if path is None:
         return "there is no home folder; set DLFER_CACHE to a folder"
     contents = io.BytesIO()

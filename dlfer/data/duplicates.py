@@ -3,26 +3,27 @@
 Two images are duplicates of each other (the direct relation) if any of these holds:
 
 - exact: they are equal byte for byte;
-- near: both have a standard deviation of at least 8 grey levels, and in grey, reduced to 16x16 by block means, they
-  correlate by 0.98 or more (flat images, which all look alike, are thereby no near duplicates);
+- near: both have a standard deviation of at least 8 grey levels, and in grey, reduced to 16x16 by block means, their
+  correlation is at least 0.98 (so flat images, which all look alike, are not near duplicates);
 - flipped: the same after a horizontal flip of one;
 - augmented: their ids name one source, "<source id>" and "<source id>#<number>" (see `find_copies_by_id`).
 
-The relation is used in two ways. Whoever counts uses the direct relation: an image has a duplicate in training if one
-of the training images is its duplicate (`find_duplicates`; the audit counts all pairs of splits in one pass by the same
-relation). Whoever splits or drops uses chains: the direct relation is not transitive, and if A is a duplicate of B and
-B one of C, then C says something about A. So groups are the connected components of the relation
-(`group_duplicates`); drawn splits keep them whole, and `data.drop_duplicates` drops what a chain connects to an image of
-validation or test. Chains include the direct relation, so that nothing is counted after such a split or drop.
+The relation is used in two ways. Counts use the direct relation: an image has a duplicate in training if one of the
+training images is its duplicate (`find_duplicates`; the audit counts all pairs of splits in one pass by the same
+relation). Splitting and dropping use chains: the direct relation is not transitive, but if A is a duplicate of B and B
+of C, then A and C are related. So groups are the connected components of the relation (`group_duplicates`); drawn
+splits keep groups whole, and `data.drop_duplicates` drops the images of train that a chain connects to validation or
+test. Chains include the direct relation, so no duplicates are counted after such a split or drop.
 
-Near duplicates are all pairs of signatures that correlate, as they are or after a flip of one, found without comparing
-most of the others. Nothing is approximate. The signatures are projected on the few directions in which they spread most, the part that is
-even under a left-right flip and the odd one apart; the odd coordinates lose their sign, so that an image and its mirror
-image fall on one point, and the length of what the projection leaves out is one more coordinate. This brings no two
-signatures, nor one and the flipped other, further apart than they are: those that correlate by 0.98 are within 0.2 of
-each other. The points are halved by a k-d tree (Bentley 1975, https://doi.org/10.1145/361002.361007) down to small
-leaves; a point goes along with a box only while it is within 0.2 of it. What meets in a leaf is compared by matrix
-products, of the few coordinates first, and of the whole signatures where these leave it open.
+The search for near duplicates is exact: it finds all pairs of signatures whose correlation, with or without a flip of
+one, reaches the threshold, without comparing most pairs. The signatures are projected onto the few principal directions
+with the largest variance, separately for their even and odd parts under a left-right flip. The odd coordinates are
+replaced by their absolute values, so that an image and its mirror image have the same point, and the norm of the
+residual is one more coordinate. This mapping never increases the distance of two signatures, or of one and the flipped
+other; a correlation of 0.98 corresponds to a distance of at most 0.2. A k-d tree (Bentley 1975,
+https://doi.org/10.1145/361002.361007) divides the points into small leaves, and a point remains a candidate for a box
+only while it is within 0.2 of it. The candidates of a leaf are compared by matrix products, first of the few
+coordinates, then of the whole signatures of the remaining pairs.
 """
 
 from __future__ import annotations
@@ -38,29 +39,29 @@ from PIL import Image
 SIGNATURE_SIDE = 16
 NEAR_CORRELATION = 0.98
 _LOOSE = NEAR_CORRELATION - 1e-3
-"""What the coordinates must correlate by: what is left out is a root, which rounding moves by as much as 3e-4."""
+"""Threshold for products of projected points; it is lower since rounding changes the residual's norm by up to 3e-4."""
 _DOUBT = 2e-5
-"""More than rounding moves a product of two signatures by in single precision (256 terms of 6e-8 each)."""
+"""Upper bound on the rounding error of the product of two signatures in single precision (256 terms of 6e-8 each)."""
 _DIRECTIONS = 32
 _LEAF = 64
 _PAIR_BLOCK = 4096
 _SAMPLE = 16384
-"""Points of a leaf and points compared with it at a time; signatures that the directions are drawn from."""
+"""Largest number of points in a leaf; points compared with it at a time; signatures used to compute the directions."""
 
 
 def iterate_pairs(pool: np.ndarray, queries: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Yield all pairs of signatures that correlate by at least 0.98, as they are or after a flip of one.
+    """Yield all pairs of signatures whose correlation is at least 0.98, with or without a flip of one.
 
-    A correlation that single precision leaves in doubt is computed again in double precision, pair by
-    pair, so that blocks and neighbours do not change the answer.
+    Correlations within rounding error of the threshold are recomputed in double precision, pair by pair, so
+    that the result does not depend on the blocks.
 
     Args:
-        pool: float32 [N, 256], of unit norm or zero, as `dlfer.data.duplicates.compute_signatures` returns them.
-        queries: float32 [M, 256], that are compared with the pool; None: the pool with itself.
+        pool: float32 [N, 256], of unit norm or zero, as returned by `compute_signatures`.
+        queries: float32 [M, 256], which are compared with the pool; None: compare the pool with itself.
 
     Yields:
         left: int64 [P], rows of the pool, and
-        right: int64 [P], rows of the queries; without queries left < right, and no pair comes twice, but once
+        right: int64 [P], rows of the queries. Without queries left < right, and each pair occurs at most once
             as near and once as flipped.
         flipped: whether the pairs of the block correlate after a horizontal flip of one.
     """
@@ -81,7 +82,7 @@ def iterate_pairs(pool: np.ndarray, queries: np.ndarray | None = None) -> Iterat
 
 
 def flip_signatures(signatures: np.ndarray) -> np.ndarray:
-    """Return the signatures (float32 [N, 256]) of the images flipped left to right."""
+    """Return the signatures (float32 [N, 256]) of the horizontally flipped images."""
     side = SIGNATURE_SIDE
     return np.ascontiguousarray(signatures.reshape(-1, side, side)[:, :, ::-1]).reshape(-1, side * side)
 
@@ -89,7 +90,7 @@ def flip_signatures(signatures: np.ndarray) -> np.ndarray:
 def _compare(
     pool: np.ndarray, leaf: np.ndarray, others: np.ndarray, chosen: np.ndarray, *, within: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Yield the pairs of pool[leaf] and others[chosen]; of one pool, those of two in the leaf only as left < right."""
+    """Yield the pairs of pool[leaf] and others[chosen]; with `within`, pairs inside the leaf only as left < right."""
     own = pool[leaf]
     in_leaf = np.isin(chosen, leaf) if within else None
     for flipped in (False, True):
@@ -111,7 +112,7 @@ def _compare(
 
 
 def _split_halves(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 [N, 128] twice, orthonormal coordinates that a flip does not change, and whose sign it changes."""
+    """Return the even and odd parts, float32 [N, 128] each, orthonormal: a flip negates only the odd one."""
     images = signatures.reshape(-1, SIGNATURE_SIDE, SIGNATURE_SIDE)
     half = SIGNATURE_SIDE // 2
     left, right = images[:, :, :half], images[:, :, : half - 1 : -1]
@@ -120,10 +121,10 @@ def _split_halves(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_directions(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 [128, E] and [128, O], the even and odd principal directions that spread most, E + O = 32."""
+    """Return the even and odd principal directions of largest variance, float32 [128, E] and [128, O], E + O = 32."""
     step = -(-len(signatures) // _SAMPLE)
     even, odd = _split_halves(signatures[::step])
-    even = even - even.mean(axis=0)  # the flipped images are as many as the others, so that the odd mean is zero
+    even = even - even.mean(axis=0)  # the odd mean is zero if the flipped signatures are included
     spreads, directions = zip(*(np.linalg.eigh(half.T @ half) for half in (even, odd)), strict=True)
     least = np.sort(np.concatenate(spreads))[-_DIRECTIONS]
     even_count = min(int((spreads[0] >= least).sum()), _DIRECTIONS)
@@ -132,7 +133,7 @@ def _find_directions(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _project(signatures: np.ndarray, directions: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return float32 [N, 33], points whose products are no less than the correlations, flipped or not."""
+    """Project signatures to points, float32 [N, 33], whose products are upper bounds of both correlations."""
     points = np.empty((len(signatures), _DIRECTIONS + 1), np.float32)
     even_count = directions[0].shape[1]
     for start in range(0, len(signatures), _PAIR_BLOCK):
@@ -146,20 +147,20 @@ def _project(signatures: np.ndarray, directions: tuple[np.ndarray, np.ndarray]) 
 
 
 def _iterate_leaves(points: np.ndarray, queries: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield small boxes of points with all that can be near one of them.
+    """Yield the leaves of a k-d tree of points, each with all queries that can be near one of its points.
 
     Args:
         points: float32 [N, D], of norm 1 at most.
-        queries: float32 [M, D]; None: the points themselves, and what has met in one leaf does not meet in a later one.
+        queries: float32 [M, D]; None: the points themselves, without those of the leaves yielded before.
 
     Yields:
-        leaf: int64 [1 to 64], rows of the points, in order; each row comes in one leaf.
-        close: int64 [C], rows of the queries, in order; without queries those of the leaf among them.
+        leaf: int64 [1 to 64], rows of the points, in order; each row is in exactly one leaf.
+        close: int64 [C], rows of the queries, in order; without queries they include those of the leaf.
     """
     columns = np.ascontiguousarray(points.T)
     query_columns = columns if queries is None else np.ascontiguousarray(queries.T)
     done = None if queries is not None else np.zeros(len(points), bool)
-    reach = np.float32(2 * (1 - _LOOSE))  # the squared distance of unit vectors that correlate so
+    reach = np.float32(2 * (1 - _LOOSE))  # squared distance of unit vectors with this product
     num_queries = query_columns.shape[1]
     unbounded = np.array([[-np.inf], [np.inf]], np.float32).repeat(len(columns), axis=1)
     stack = [(np.arange(len(points)), np.arange(num_queries), np.zeros(num_queries, np.float32), unbounded)]
@@ -187,7 +188,7 @@ def _iterate_leaves(points: np.ndarray, queries: np.ndarray | None) -> Iterator[
 
 
 def _measure_gaps(coordinates: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Return float32 [N], squared distances of coordinates from an interval."""
+    """Return float32 [N], the squared distances of coordinates from an interval."""
     return np.square(np.maximum(np.maximum(bounds[0] - coordinates, coordinates - bounds[1]), 0))
 
 
@@ -195,12 +196,12 @@ NEAR_STD = 8.0
 _COPY = re.compile(r"(#\d+)+$")
 _BLOCK = 1024
 _MOST_EDGES = 4_000_000
-"""Images that are measured at a time, and edges that are held before they are merged."""
+"""Number of images processed at a time, and number of edges held before they are merged."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Which of N images have a duplicate among some reference images, by the direct relation.
+    """Flags for N images that have a duplicate among some reference images, by the direct relation.
 
     Attributes:
         exact: bool [N], a reference image is equal byte for byte.
@@ -213,11 +214,11 @@ class Duplicates:
     any: np.ndarray
 
     def __or__(self, other: Duplicates) -> Duplicates:
-        """Return which of the images have a duplicate among the reference images of one or the other."""
+        """Return the flags for the union of both sets of reference images."""
         return Duplicates(self.exact | other.exact, self.augmented | other.augmented, self.any | other.any)
 
     def count(self) -> dict[str, int]:
-        """Return the number of images of each kind: {"exact", "augmented", "any"}; a kind may overlap with another."""
+        """Return the number of images of each kind, "exact", "augmented" and "any"; the kinds overlap."""
         return {kind: int(getattr(self, kind).sum()) for kind in ("exact", "augmented", "any")}
 
 
@@ -232,9 +233,9 @@ def find_duplicates(
 
     Args:
         images: uint8 [N, H, W, C].
-        reference_images: uint8 [M, H, W, C]. Of another size or depth, none is exact, but some may be near.
+        reference_images: uint8 [M, H, W, C]. If H, W or C differ, none is an exact duplicate, but some may be near.
         ids: str [N], and
-        reference_ids: str [M]: given where an id means the same image in both, so that augmented copies are found.
+        reference_ids: str [M]; needed to find augmented copies. An id must mean the same image in both.
 
     Example:
         >>> find_duplicates(test.images, train.images, ids=test.ids, reference_ids=train.ids).count()
@@ -255,10 +256,10 @@ def find_duplicates(
 
 
 def find_copies_by_id(ids: np.ndarray, reference_ids: np.ndarray) -> np.ndarray:
-    """Return bool [N]: whether an image and one of the reference images are of one source, by the ids alone.
+    """Return bool [N], whether an image and one of the reference images have the same source, by the ids alone.
 
-    The id of an augmented copy is "<source id>#<number>", so this is exact where pixels differ. At least one of
-    the two must be a copy: two splits may each have a "0.png" of their own.
+    The id of an augmented copy is "<source id>#<number>", which is reliable although the pixels differ. At least one
+    of the two must be a copy, since two splits may each have a "0.png" of their own.
 
     Args:
         ids: str [N].
@@ -270,16 +271,16 @@ def find_copies_by_id(ids: np.ndarray, reference_ids: np.ndarray) -> np.ndarray:
 
 
 def split_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return str [N], the id of the image that each one was made from (its own), and bool [N], whether it is a copy."""
+    """Return str [N], the id of each image's source (its own id if it is one), and bool [N], whether it is a copy."""
     sources = np.array([_COPY.sub("", str(name)) for name in ids], dtype=str)
     return sources, np.array([source != str(name) for source, name in zip(sources, ids, strict=True)], dtype=bool)
 
 
 def number_sources(ids: np.ndarray) -> np.ndarray:
-    """Return int64 [N], equal for a source and its augmented copies; an id that recurs without a copy is two sources.
+    """Return int64 [N], equal for a source and its augmented copies; equal ids without copies get different numbers.
 
     Args:
-        ids: str [N], of several splits one after the other.
+        ids: str [N], the concatenated ids of several splits.
     """
     sources, copied = split_ids(ids)
     numbers = np.arange(len(ids))
@@ -291,13 +292,13 @@ def number_sources(ids: np.ndarray) -> np.ndarray:
 
 
 def group_duplicates(images: np.ndarray | Sequence[np.ndarray], ids: np.ndarray | None = None) -> np.ndarray:
-    """Return int64 [N], a number per image that is the same for images that a chain of duplicates connects.
+    """Return int64 [N], a group number per image, equal for images that a chain of duplicates connects.
 
     A group is a connected component of the relation: two of its images need not be duplicates of each other.
 
     Args:
-        images: uint8 [N, H, W, C]; or several such arrays, of one shape or not, whose rows follow one another.
-        ids: str [N]; where given, augmented copies of one source are duplicates, too.
+        images: uint8 [N, H, W, C]; or several such arrays, possibly of different shapes, which are concatenated.
+        ids: str [N]; if given, augmented copies of one source also count as duplicates.
     """
     parts = [images] if isinstance(images, np.ndarray) else list(images)
     hashes = np.concatenate([hash_images(part) for part in parts])
@@ -313,16 +314,16 @@ def group_duplicates(images: np.ndarray | Sequence[np.ndarray], ids: np.ndarray 
 
 
 def iterate_near_pairs(signatures: np.ndarray, textured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Yield all pairs of different images that are near or flipped duplicates, in no order.
+    """Yield all pairs of images that are near or flipped duplicates, in no particular order.
 
     Args:
         signatures: float32 [N, 256] and
-        textured: bool [N], as `compute_signatures` returns them.
+        textured: bool [N], as returned by `compute_signatures`.
 
     Yields:
-        left, right: int64 [P], rows of the two; left < right, so that each pair comes once (twice if it
+        left, right: int64 [P], rows of the pairs; left < right, so that each pair occurs once (twice if it
             is near as well as flipped).
-        flipped: whether the pairs of the block are alike after a horizontal flip of one.
+        flipped: whether the pairs of the block are duplicates after a horizontal flip of one.
     """
     rows = np.flatnonzero(textured)
     for left, right, flipped in iterate_pairs(signatures[rows]):
@@ -333,7 +334,7 @@ class Components:
     """The connected components of a graph whose edges are added in batches and need not all be held in memory.
 
     Args:
-        num: of nodes.
+        num: number of nodes.
     """
 
     def __init__(self, num: int) -> None:
@@ -342,10 +343,10 @@ class Components:
         self._num_edges = 0
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Connect each node of `left` (int [E]) with that of `right` (int [E])."""
+        """Add edges between the nodes in `left` (int [E]) and those in `right` (int [E]), pair by pair."""
         self._edges.append(np.stack([left, right]))
         self._num_edges += len(left)
-        if self._num_edges > _MOST_EDGES + self._num:  # in a video nearly all pairs of frames can be duplicates
+        if self._num_edges > _MOST_EDGES + self._num:  # nearly all pairs of frames of a video can be duplicates
             groups = self.compute_groups()
             self._edges, self._num_edges = [], 0
             self.join_equal(groups, np.arange(self._num))
@@ -366,14 +367,14 @@ class Components:
 
 
 def compute_signatures(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what near and flipped duplicates are found by.
+    """Compute the signatures by which near and flipped duplicates are found.
 
     Args:
         images: uint8 [N, H, W, C].
 
     Returns:
-        signatures: float32 [N, 256], the image in grey at 16x16, mean removed, of unit norm (zero if flat).
-        textured: bool [N], whether its standard deviation is at least 8.
+        signatures: float32 [N, 256], the images in grey at 16x16, with mean removed and unit norm (zero if constant).
+        textured: bool [N], whether an image's standard deviation is at least 8.
     """
     signatures = np.zeros((len(images), SIGNATURE_SIDE**2), np.float32)
     textured = np.zeros(len(images), bool)
@@ -396,19 +397,19 @@ def hash_images(images: np.ndarray) -> np.ndarray:
 
 
 def shorten_digests(digests: np.ndarray) -> np.ndarray:
-    """Return the first 64 bits of each digest of `hash_images`, bytes [N] of 16 hexadecimal digits, as shipped models keep them."""
+    """Return the first 64 bits of digests of `hash_images`, bytes [N] of 16 hex digits, as stored in shipped models."""
     return digests.astype("S16")
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:
-    """Return float32 [N, H, W], the luma of ITU-R BT.601 for RGB (uint8 [N, H, W, 1 or 3])."""
+    """Convert images, uint8 [N, H, W, 1 or 3], to grey, float32 [N, H, W]; RGB becomes its luma of ITU-R BT.601."""
     if images.shape[-1] == 1:
         return images[..., 0].astype(np.float32)
     return images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def reduce_area(grey: np.ndarray, side: int) -> np.ndarray:
-    """Return float32 [N, side, side], area means of `grey` (float32 [N, H, W])."""
+    """Reduce `grey` (float32 [N, H, W]) to float32 [N, side, side] by area means."""
     count, height, width = grey.shape
     if height % side == 0 and width % side == 0:
         return grey.reshape(count, side, height // side, side, width // side).mean(axis=(2, 4))

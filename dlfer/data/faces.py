@@ -1,9 +1,9 @@
-"""Faces found in images, cut out of them, upright if their eyes are known; and data prepared so.
+"""Face detection, cropping and alignment by the eyes, and preparation of data by these steps.
 
-Three detectors: centerface (the default; its file comes with dlfer), and two that are in
-packages of their own, imported when they are used: mtcnn (needs TensorFlow) and opencv (a cascade of Haar features).
-centerface and mtcnn find the eyes as well.
-Coordinates are (x, y) in pixels of the image that was given; (0, 0) is the centre of its first pixel.
+There are three detectors: centerface (the default, whose weights come with dlfer), and two from optional packages that
+are imported when used: mtcnn (needs TensorFlow) and opencv (a cascade of Haar features). centerface and mtcnn also find
+the eyes. Coordinates are (x, y) in pixels of the given image; landmarks are relative to the centre of its first pixel,
+boxes to that pixel's upper left corner.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ from dlfer.data.images import compute_side, equalize, resize_square
 from dlfer.errors import DataError, EnvironmentProblem
 
 CROP_SIDE = 96
-"""An image with a side below this is taken for the crop of a face: enlarged to it, and framed."""
+"""An image with a shorter side below this is treated as the crop of a face: enlarged to it, and framed."""
 
 FRAME = 0.2
-"""Of the enlarged side, on each edge: detectors want something around a face. Of 3,589 images of FER2013, OpenCV's cascade finds a face in
-77 % with the frame and in 61 % without, MTCNN in 87 and 83 %, centerface in 96 % with its black frame and in 94 % without
-(benchmarks/crop_faces.py, results/found_faces.md)."""
+"""Width of the frame on each edge, as a fraction of the enlarged side; detectors need a margin around a face. In 3,589
+images of FER2013, OpenCV's cascade finds a face in 77 % with and 61 % without the frame, MTCNN in 87 and 83 %,
+centerface in 96 % with its black frame and 94 % without (benchmarks/crop_faces.py, results/found_faces.md)."""
 
 MIN_SCORES = (0.5, 0.25)
-"""Of centerface: what the score of a face has to exceed in a photo, and in the crop of a face, where there is one."""
+"""centerface's score thresholds: in a photo, and in the crop of a face, which certainly contains one."""
 
 EYES = ((0.33, 0.375), (0.67, 0.375))
-"""Where the left and the right eye stand in an aligned face, as fractions of its side: FER2013's own means by MTCNN."""
+"""Positions of the left and right eye in an aligned face, as fractions of its side: FER2013's means by MTCNN."""
 
 STRIP_PIXELS = 2_000_000
-"""Of an image that is shrunk, about how many are at a time in the copy that Pillow makes."""
+"""Approximate number of pixels per strip when a large image is shrunk, which bounds the size of Pillow's copies."""
 
 _BATCH_SIZE, _BATCH_PIXELS = 32, 1_300_000
-"""Images that a detector gets at a time: at most so many, and as few as have so many pixels as it sees them. centerface holds
-0.1 GB for each of 640 x 480 and is hardly faster with 32 of them (3.5 GB) than with 4."""
+"""Limits of a detector's batch: number of images, and pixels of all of them after scaling. centerface takes 0.1 GB for
+an image of 640 x 480, and is hardly faster with 32 of them (3.5 GB) than with 4."""
 
 
 CENTERFACE_FILE = Path(__file__).parent / "weights" / "centerface.onnx"
 CENTERFACE_SHA256 = "5f9d0c07eee7d7daef429829ae7ad720f1662b21b18bc7fb8f6247de66fb34fe"
 
 MAX_OVERLAP = 0.3
-"""Of two boxes whose intersection is a larger share of their union, the one with the lower score is dropped."""
+"""Largest intersection over union of two boxes that are kept; above it, the one with the lower score is dropped."""
 
 MIN_SIDE = 8.0
-"""Faces with a shorter side, in pixels of the image that the network sees, are left out: there is no expression in them."""
+"""Faces whose shorter side is below this, in pixels of the network's input, are dropped: they show no expression."""
 
 _STRIDE, _MULTIPLE = 4, 32
 _OUTPUTS = ("537", "538", "539", "540")
 
 
 class Detections(NamedTuple):
-    """The faces in one image, the most probable first.
+    """The faces detected in one image, sorted by descending score.
 
     Attributes:
-        boxes: float64 [N, 4], left, top, width, height in pixels of the image, within it.
+        boxes: float64 [N, 4], left, top, width, height in pixels, clipped to the image.
         scores: float64 [N] in 0..1.
-        landmarks: float64 [N, 5, 2], (x, y) of the left and right eye, the nose, the left and right corner of the
-            mouth, as they are seen.
+        landmarks: float64 [N, 5, 2], (x, y) of the left and right eye, the nose, and the left and right corner of the
+            mouth, as seen in the image.
     """
 
     boxes: np.ndarray
@@ -77,17 +77,17 @@ class Detections(NamedTuple):
 
 
 def detect(images: np.ndarray, *, min_score: float) -> list[Detections]:
-    """Return the faces that CenterFace finds in each of several images of one size.
+    """Detect faces with CenterFace in a batch of images.
 
     Args:
         images: uint8 [B, H, W, 3], RGB.
-        min_score: probability in 0..1 above which a cell holds the centre of a face.
+        min_score: threshold in 0..1 on the probability that a cell holds the centre of a face.
 
     Raises:
         EnvironmentProblem: onnxruntime is not installed, or the network's file is damaged.
     """
     height, width = images.shape[1:3]
-    # The network halves an image five times: its sides are filled up with black to multiples of 32.
+    # The network halves an image five times, so its sides are padded with black to multiples of 32.
     sides = [-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width)]
     batch = np.zeros((len(images), 3, *sides), np.float32)
     batch[:, :, :height, :width] = images.transpose(0, 3, 1, 2)
@@ -99,14 +99,14 @@ def detect(images: np.ndarray, *, min_score: float) -> list[Detections]:
 
 
 def _decode_centerface(outputs: Sequence[np.ndarray], size: tuple[int, int], min_score: float) -> Detections:
-    """Return the faces from the outputs for one image: float32 [1, h, w], [2, h, w], [2, h, w], [10, h, w]; y before x."""
+    """Decode the outputs for one image, float32 [1, h, w], [2, h, w], [2, h, w], [10, h, w], with y before x."""
     heat, scale, offset, marks = outputs
     rows, columns = np.nonzero(heat[0] > min_score)
     scores = heat[0, rows, columns].astype(np.float64)
     cells = np.stack([rows, columns])
     sizes = np.exp(scale[:, rows, columns].astype(np.float64)) * _STRIDE
     first = (cells + offset[:, rows, columns] + 0.5) * _STRIDE - sizes / 2
-    # [N, 5, (y, x)], as fractions of the box from its upper left corner.
+    # The outputs are [N, 5, (y, x)], in fractions of the box from its upper left corner.
     points = marks[:, rows, columns].T.reshape(-1, 5, 2) * sizes.T[:, None] + first.T[:, None]
     last = np.minimum(first + sizes, np.reshape(size, (2, 1)))
     first = np.maximum(first, 0)
@@ -117,7 +117,7 @@ def _decode_centerface(outputs: Sequence[np.ndarray], size: tuple[int, int], min
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the indices, int [K], of the boxes that no better one overlaps by more than `MAX_OVERLAP`, the best first.
+    """Return the indices, int [K], of the boxes kept by non-maximum suppression at `MAX_OVERLAP`, the best first.
 
     Args:
         boxes: float [N, 4], left, top, width, height.
@@ -136,7 +136,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def sort_sides(points: np.ndarray) -> np.ndarray:
-    """Return landmarks, float [..., 5, 2], whose eyes and corners of the mouth are from left to right as they are seen."""
+    """Return landmarks, float [..., 5, 2], with the eyes and the corners of the mouth sorted from left to right."""
     points = np.array(points, np.float64)
     for first in (0, 3):
         pair = points[..., first : first + 2, :]
@@ -169,11 +169,11 @@ class Face:
     """A face in an image.
 
     Attributes:
-        box: left, top, width, height in pixels of the image; within it.
-        score: centerface, mtcnn: probability of a face, 0..1. opencv: the cascade's weight, above 0, no probability. None: the
-            face was followed from other frames of a video.
-        landmarks: float64 [5, 2] (x, y) of the eye, the eye, the nose, the corner and the corner of the mouth, each
-            pair from left to right as it is seen; None from opencv.
+        box: left, top, width, height in pixels, clipped to the image.
+        score: for centerface and mtcnn the probability of a face, 0..1; for opencv the cascade's weight, above 0, not a
+            probability; None: the face was tracked from other frames of a video.
+        landmarks: float64 [5, 2], (x, y) of the left and right eye, the nose, and the left and right mouth corner, as
+            seen in the image; None from opencv.
     """
 
     box: tuple[float, float, float, float]
@@ -182,18 +182,18 @@ class Face:
 
     @property
     def eyes(self) -> np.ndarray | None:
-        """float64 [2, 2], the left and the right eye as they are seen, or None."""
+        """The left and the right eye as seen in the image, float64 [2, 2]; None without landmarks."""
         return None if self.landmarks is None else self.landmarks[:2]
 
 
 class Detector(NamedTuple):
-    """A way to find faces.
+    """A face detector.
 
     Attributes:
-        find: the faces in uint8 [H, W, 3] images of one size; the second argument says whether they are crops of faces.
-        size: longest side in pixels to which larger images are shrunk before, unless another one is asked for.
-        frame: how the frame around a crop is filled, one of NumPy's modes of padding.
-        package: whose version decides whether kept results are used again; None: the network's file decides.
+        find: (uint8 [H, W, 3] images of one size, whether they are crops of faces) -> the faces in each image.
+        size: default of the longest side in pixels to which larger images are shrunk first.
+        frame: NumPy padding mode that fills the frame around a crop.
+        package: the package whose version is part of the cache key; None: the digest of the network's file is.
     """
 
     find: Callable[[Sequence[np.ndarray], bool], list[list[Face]]]
@@ -203,15 +203,15 @@ class Detector(NamedTuple):
 
 
 def detect_faces(image: np.ndarray, *, detector: str = "centerface", size: int | None = None) -> list[Face]:
-    """Return the faces in a photo, or in the crop of a face, the largest first.
+    """Return the faces in a photo, or in the crop of a face, the largest box first.
 
     Args:
         image: uint8 [H, W] or [H, W, 1 or 3].
         detector: "centerface", "mtcnn" or "opencv".
-        size: longest side in pixels to which a larger photo is shrunk before the search; None: the detector's own.
+        size: longest side in pixels to which a larger photo is shrunk before the search; None: the detector's default.
 
     Raises:
-        DataError: not such an image.
+        DataError: the image is of another form, or the detector does not exist.
         EnvironmentProblem: the detector's package is not installed.
 
     Example:
@@ -223,7 +223,7 @@ def detect_faces(image: np.ndarray, *, detector: str = "centerface", size: int |
 def detect_faces_of_each(
     images: Sequence[np.ndarray], *, detector: str = "centerface", size: int | None = None
 ) -> list[list[Face]]:
-    """Return the faces in each of several images; the same as one by one, and faster where they are of one size.
+    """Return the faces in each of several images, as `detect_faces` does; images of one size are processed in batches.
 
     Raises:
         DataError, EnvironmentProblem: as `detect_faces`.
@@ -248,9 +248,9 @@ def detect_faces_of_each(
 
 
 def crop_face(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Return the square around a box as uint8 [size, size, C]; its side is the box's longer one.
+    """Crop the square around a box, whose side is the box's longer one, and resize it to uint8 [size, size, C].
 
-    What lies outside of the image continues its edge.
+    Edge pixels are repeated outside of the image.
 
     Args:
         image: uint8 [H, W, C].
@@ -265,23 +265,26 @@ def crop_face(image: np.ndarray, box: tuple[float, float, float, float], size: i
 
 
 def align_face(image: np.ndarray, eyes: np.ndarray, size: int) -> np.ndarray:
-    """Return the face turned, scaled and moved so that its eyes stand at `EYES`, as uint8 [size, size, C].
+    """Rotate, scale and shift the image so that the eyes are at `EYES`; return uint8 [size, size, C].
 
     Args:
         image: uint8 [H, W, C].
-        eyes: float [2, 2], (x, y) of the left and the right eye as they are seen.
+        eyes: float [2, 2], (x, y) of the left and the right eye as seen in the image.
         size: side of the result in pixels.
 
     Raises:
-        DataError: the eyes are at one place.
+        DataError: both eyes are at the same position.
     """
     return warp_image(image, compute_alignment(eyes, size), size)
 
 
 def compute_alignment(eyes: np.ndarray, size: int) -> np.ndarray:
-    """Return float64 [2, 3], the similarity from the image to a square of `size` pixels that puts the eyes at `EYES`.
+    """Return float64 [2, 3], the similarity from the image to a square of `size` pixels that maps the eyes to `EYES`.
 
-    Two points fix a similarity: as complex numbers it is z -> a z + b.
+    Two points determine a similarity, z -> a z + b in complex numbers.
+
+    Raises:
+        DataError: both eyes are at the same position.
     """
     first, second = (complex(x, y) for x, y in np.asarray(eyes, np.float64))
     to_first, to_second = (complex(x * size - 0.5, y * size - 0.5) for x, y in EYES)
@@ -293,10 +296,10 @@ def compute_alignment(eyes: np.ndarray, size: int) -> np.ndarray:
 
 
 def warp_image(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 [size, size, C] of an image under a similarity, bilinearly; antialiased where it shrinks.
+    """Warp an image by a similarity to uint8 [size, size, C], with bilinear interpolation, antialiased if it shrinks.
 
     Args:
-        image: uint8 [H, W, C]; its edge goes on outside.
+        image: uint8 [H, W, C]; its edge pixels are repeated outside.
         matrix: float [2, 3], from (x, y) in the image to (x, y) in the result.
         size: side of the result in pixels.
     """
@@ -316,24 +319,24 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 def warp_fast(
     image: np.ndarray, matrix: np.ndarray, size: int, *, kernel: str = "bicubic", resolution: int | None = None
 ) -> np.ndarray:
-    """Return what `warp_image` returns, by Pillow, which is faster.
+    """Warp an image like `warp_image`, but with Pillow, which is faster.
 
     Args:
-        image, matrix, size: as of `warp_image`.
-        kernel: "bilinear", or "bicubic": sharper where a face is hardly larger or smaller than the result.
-        resolution: where the square of the result has more pixels than this on a side in the image, the image is shrunk to as many
-            first; None: to as many as the result has.
+        image, matrix, size: as for `warp_image`.
+        kernel: "bilinear", or "bicubic", which is sharper if the face has about the size of the result.
+        resolution: the image is shrunk first so that the result's square has at most this many pixels per side in
+            it; None: at most `size` pixels.
     """
     image, matrix = _shrink_before(image, matrix, 1 if resolution is None else min(1, resolution / size))
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     corners = inverse[:2] @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])
-    # Pillow gives black outside of an image: it is continued as far as the result reaches.
+    # Pillow returns black outside of an image, so its edges are repeated as far as the result reaches.
     beyond = np.maximum(-corners, corners - np.reshape(image.shape[1::-1], (2, 1)))
     margin = max(0, int(np.ceil(beyond.max()))) + 2
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    # It counts from the corner of the first pixel, not from its centre.
+    # Pillow's origin is the corner of the first pixel, not its centre.
     inverse[:2, 2] += margin + 0.5 - inverse[:2, :2].sum(axis=1) / 2
-    # Of bytes its bilinear kernel cuts off the fraction, where the bicubic one rounds.
+    # For bytes Pillow's bilinear kernel truncates, whereas the bicubic one rounds.
     kind = np.float32 if kernel == "bilinear" else np.uint8
     planes = [
         np.asarray(
@@ -350,7 +353,7 @@ def warp_fast(
 
 
 def _shrink_before(image: np.ndarray, matrix: np.ndarray, share: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image shrunk to a share of the size that a similarity gives it, and the similarity from there to the result."""
+    """Shrink an image by `share` times a similarity's scale, if below 1; return it and the similarity from it."""
     scale = share * float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale >= 1:
         return image, matrix
@@ -362,7 +365,7 @@ def _shrink_before(image: np.ndarray, matrix: np.ndarray, share: float = 1) -> t
 
 
 def _check_image(image: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W, 3]."""
+    """Convert an image to uint8 [H, W, 3]; raise DataError if it is of another form."""
     image = np.asarray(image)
     plain = image[..., None] if image.ndim == 2 else image
     if plain.dtype != np.uint8 or plain.ndim != 3 or plain.shape[-1] not in (1, 3) or 0 in plain.shape:
@@ -374,7 +377,7 @@ def _check_image(image: np.ndarray) -> np.ndarray:
 
 
 def _frame(image: np.ndarray, size: int, mode: str) -> tuple[np.ndarray, float, int]:
-    """Return what detectors are given: the image scaled and, if it is a small crop, framed; scale; width of the frame."""
+    """Return a detector's input (the scaled image, framed if it is a small crop), its scale, and the frame's width."""
     height, width = image.shape[:2]
     is_crop = min(height, width) < CROP_SIDE
     scale = CROP_SIDE / min(height, width) if is_crop else min(1.0, size / max(height, width))
@@ -385,10 +388,10 @@ def _frame(image: np.ndarray, size: int, mode: str) -> tuple[np.ndarray, float, 
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return uint8 [height, width, C], antialiased where it shrinks.
+    """Resize an image to uint8 [height, width, C], antialiased if it shrinks.
 
-    Pillow copies an image at four bytes a pixel. The rows of a large one are therefore shrunk in strips first, then its columns, which
-    rounds some values otherwise than Pillow does at once.
+    Pillow copies images with four bytes per pixel. To save memory, a large image is shrunk horizontally in strips and
+    then vertically, which rounds some values differently than a single resize.
     """
     if image.shape[1] > width and image.shape[0] * image.shape[1] > STRIP_PIXELS:
         strips = np.array_split(image, -(-image.shape[0] * image.shape[1] // STRIP_PIXELS))
@@ -403,7 +406,7 @@ def _resize_at_once(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _move_back(face: Face, scale: float, margin: int, shape: tuple[int, int]) -> Face:
-    """Return a face that was found in a framed image in pixels of the image itself."""
+    """Convert a face's coordinates from the framed and scaled image to the original one."""
     left, top, width, height = face.box
     x0, y0 = max(0.0, (left - margin) / scale), max(0.0, (top - margin) / scale)
     x1 = min(float(shape[1]), (left + width - margin) / scale)
@@ -427,7 +430,7 @@ def _detect_centerface(images: Sequence[np.ndarray], are_crops: bool) -> list[li
 
 def _detect_mtcnn(images: Sequence[np.ndarray], are_crops: bool) -> list[list[Face]]:
     """Return the faces in uint8 [H, W, 3] images of one size."""
-    # Its argument min_face_size stays at 20: other values cut its pyramid wrongly, and it finds nothing without a word.
+    # min_face_size must remain 20: with other values mtcnn builds a wrong image pyramid and silently finds nothing.
     found = _load_mtcnn().detect_faces(list(images)) or [[] for _ in images]
     return [[_read_mtcnn(record) for record in image_faces] for image_faces in found]
 
@@ -468,7 +471,7 @@ def _load_cascade():
         import cv2
 
         return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
-    except (ImportError, AttributeError) as error:  # OpenCV 5 has the cascades no more
+    except (ImportError, AttributeError) as error:  # OpenCV 5 no longer has the cascades
         raise EnvironmentProblem(_describe_absence("opencv", "'opencv-python-headless<5'", error)) from error
 
 
@@ -481,12 +484,12 @@ DETECTORS: dict[str, Detector] = {
     "mtcnn": Detector(_detect_mtcnn, 1280, package="mtcnn"),
     "opencv": Detector(_detect_opencv, 1280, package="opencv-python-headless"),
 }
-"""`names.DETECTORS` without "none"; the smallest faces that are found have 8 pixels of the shrunk image (centerface) or 20."""
+"""`names.DETECTORS` except "none"; the smallest detectable face has 8 (centerface) or 20 pixels in the shrunk image."""
 
 
 _CACHE_VERSION = 2
 _CHUNK = 1024
-"""Images that are kept together: what an interrupted preparation loses."""
+"""Number of images per cache file, which is also the most that an interrupted preparation loses."""
 
 _TALK_SECONDS = 20.0
 
@@ -494,20 +497,20 @@ _TALK_SECONDS = 20.0
 def prepare_faces(
     bundle: DataBundle, config: FacesConfig, *, aspect: str = "crop", say: Callable[[str], None] | None = None
 ) -> DataBundle:
-    """Return the bundle with the face of each image in its place, as a square of the images' shorter side.
+    """Replace each image of a bundle by its face, as a square with the images' shorter side (longer with "pad").
 
-    The face is the largest one found; aligned by the eyes, or the square around its box. Where none is
-    found the image stays, made a square as `aspect` says, and how many these are is a note of the bundle.
-    Under "pad" squares have the images' longer side.
-    The step depends on each image's own pixels alone, so it can precede any split; and it is
-    before one, so that duplicates are searched for in what is trained on: copies stay copies, and what the
-    crop or the light made differ may become alike.
+    The face is the largest one found, aligned by the eyes or cropped to the square around its box. An image
+    without a detected face is made square as `aspect` says; a note states the number of faces found. The step
+    depends only on each image's own pixels, so it can precede any split. It does so because duplicates must be
+    searched for among the images that are trained on: copies remain copies, and images that differ only in
+    framing or lighting may become duplicates.
 
-    What was done once is kept in $DLFER_CACHE, or ~/.cache/dlfer, for the very same images and section.
-    It holds images: treat it like the data.
+    Results are cached in $DLFER_CACHE or ~/.cache/dlfer for the same images and section. The cache holds images
+    and needs the same protection as the data.
 
     Args:
-        aspect: what becomes of an image in which no face is found, see `dlfer.data.images.make_square`.
+        aspect: how an image without a detected face is made square, see `dlfer.data.images.make_square`.
+        say: receives messages on the progress.
 
     Raises:
         EnvironmentProblem: the detector's package is not installed.
@@ -534,13 +537,13 @@ def prepare_faces(
 def prepare_split(
     split: Split, config: FacesConfig, *, aspect: str = "crop", say: Callable[[str], None] | None = None
 ) -> tuple[Split, np.ndarray]:
-    """Return one split as `prepare_faces` prepares it, and bool [N], in which images a face was found."""
+    """Prepare one split like `prepare_faces`; return it and bool [N], whether a face was found in each image."""
     images, found, _ = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
     return dataclasses.replace(split, images=images), found
 
 
 def prepare_face(image: np.ndarray, config: FacesConfig, *, aspect: str = "crop") -> tuple[np.ndarray, bool]:
-    """Return the face in one image, uint8 [H, W, C], as `prepare_faces` does it, and whether one was found."""
+    """Prepare one image, uint8 [H, W, C], like `prepare_faces`; return it and whether a face was found."""
     images, found = _prepare_chunk(image[None], config, aspect)
     return images[0], bool(found[0])
 
@@ -548,7 +551,7 @@ def prepare_face(image: np.ndarray, config: FacesConfig, *, aspect: str = "crop"
 def _prepare_images(
     images: np.ndarray, config: FacesConfig, *, aspect: str, name: str, say: Callable[[str], None] | None
 ) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Return uint8 [N, S, S, C], bool [N] whether a face was found, and what hindered the cache, if anything did."""
+    """Return the prepared images, uint8 [N, S, S, C], bool [N], whether a face was found, and a cache problem."""
     size = compute_side(*images.shape[1:3], aspect)
     prepared = np.zeros((len(images), size, size, images.shape[-1]), np.uint8)
     found, problem = np.zeros(len(images), bool), None
@@ -571,7 +574,7 @@ def _prepare_images(
 
 
 def _prepare_chunk(images: np.ndarray, config: FacesConfig, aspect: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 [N, S, S, C] and bool [N], whether a face was found."""
+    """Return the prepared images, uint8 [N, S, S, C], and bool [N], whether a face was found; without the cache."""
     size = compute_side(*images.shape[1:3], aspect)
     nobody = [[] for _ in images]
     find = partial(detect_faces_of_each, detector=config.detect, size=config.size)
@@ -589,14 +592,14 @@ def _prepare_chunk(images: np.ndarray, config: FacesConfig, aspect: str) -> tupl
 
 
 def _compute_digest(images: np.ndarray, config: FacesConfig, aspect: str) -> str:
-    """Return the sha256 (hex) of what determines the prepared images, the version of the detector's package included."""
+    """Return the sha256 (hex) of everything that determines the prepared images, including the detector's version."""
     package = None if config.detect == "none" else DETECTORS[config.detect].package
     try:
         release = CENTERFACE_SHA256 if config.detect == "centerface" else package and version(package)
     except PackageNotFoundError:
         release = "absent"
     key = repr((_CACHE_VERSION, config.model_dump(mode="json"), release, images.shape))
-    # What was kept before there was a choice was cropped.
+    # Without `aspect` the key of cropped images equals that of caches from before the setting existed.
     digest = hashlib.sha256((key if aspect == "crop" else key + aspect).encode())
     digest.update(np.ascontiguousarray(images).tobytes())
     return digest.hexdigest()

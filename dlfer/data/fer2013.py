@@ -1,4 +1,4 @@
-"""FER2013 in each layout that goes round: csv with or without Usage, and Kaggle's folders of JPEGs."""
+"""Reader of FER2013 in all common layouts: csv with or without the column Usage, and Kaggle's folders of JPEGs."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _CACHE_FROM_BYTES = 16_000_000
 
 
 def load_fer2013(config: DataConfig) -> DataBundle:
-    """Return FER2013 in its official splits: Training, PublicTest and, where the data has it, PrivateTest.
+    """Read FER2013 in its official splits: Training, PublicTest and, if present, PrivateTest.
 
     `config.path` is a csv (`fer2013.csv`, `icml_face_data.csv`, or `train.csv` with `test.csv`
     beside it), a folder that holds one, or Kaggle's folders `train/angry/...`, `test/angry/...`.
-    There the official split of an image is read from its file name (PublicTest_17.jpg); where the
-    names do not tell (im0.png, test.csv), `test` holds PublicTest and PrivateTest together, serves
-    as the test set, and the model is selected on images held out of train; a note says so.
-    The ids of a csv are "<Usage>/<row>", rows counted from 0; those of folders are relative paths.
+    In folders the official split of an image is read from its file name (PublicTest_17.jpg). If names
+    do not say it (im0.png, test.csv), `test` is the test set (PublicTest and PrivateTest together),
+    and without a validation split the protocol holds one out of train; notes say so.
+    The ids of a csv are "<Usage>/<row>", with rows counted from 0; those of folders are relative paths.
 
     Raises:
-        MissingDataError: nothing is there; the message says where to obtain it.
-        DataError: a row or an image that cannot be read (unless config.skip_unreadable).
+        MissingDataError: there is no data; the message says where to obtain it.
+        DataError: a row or an image cannot be read (unless config.skip_unreadable).
     """
     path = Path(config.path).expanduser()
     if not path.exists():
@@ -73,11 +73,11 @@ def load_fer2013_usage(path: str | Path, usage: str | None, *, labels: tuple[str
     """Return the rows of one Usage of a FER2013 csv, with targets that index `labels` (a model's).
 
     Args:
-        usage: "Training", "PublicTest" or "PrivateTest"; None takes all rows, with or without Usage.
-        labels: the seven labels in the order wanted, mapped by name.
+        usage: "Training", "PublicTest" or "PrivateTest"; None for all rows, with or without a column Usage.
+        labels: the seven labels in the order of the targets, mapped by name.
 
     Raises:
-        MissingDataError: the csv is not there.
+        MissingDataError: the csv does not exist.
         DataError: a row cannot be read, or the csv has no rows of that Usage.
         ModelError: `labels` are not FER2013's.
     """
@@ -95,16 +95,16 @@ def load_fer2013_usage(path: str | Path, usage: str | None, *, labels: tuple[str
 
 
 def load_fer2013_splits(path: str | Path) -> tuple[list[Split], Reading]:
-    """Return the readable rows of a FER2013 csv by Usage, in the order of the official splits, to be looked at.
+    """Return the readable rows of a FER2013 csv as one split per Usage, in the official order.
 
-    All Usages are returned, whichever there are; without a column Usage all rows are one split, "all".
+    Without a column Usage all rows form one split, "all".
 
     Returns:
-        splits: at least one.
-        reading: the rows that were left out, and the number of all.
+        splits: at least one split.
+        reading: the number of all rows, and the rows that were left out.
 
     Raises:
-        MissingDataError, DataError: the csv is not there, has other columns, or no readable row.
+        MissingDataError, DataError: the csv does not exist, has other columns, or no readable row.
     """
     path = _find_csv(path)
     rows, _ = _read_cached(path, skip_unreadable=True, usage="all")
@@ -120,7 +120,7 @@ def _find_csv(path: str | Path) -> Path:
 
 
 def describe_missing(path: Path) -> str:
-    """Return where FER2013 is obtained, where to put it, and what size and digest to expect."""
+    """Return an error message: where to obtain FER2013, where to put it, and which size and digest to expect."""
     return (
         f"{path}: FER2013 is not there. Obtain it from Kaggle, competition "
         "challenges-in-representation-learning-facial-expression-recognition-challenge "
@@ -130,7 +130,7 @@ def describe_missing(path: Path) -> str:
 
 
 def _load_csv(path: Path, config: DataConfig) -> DataBundle:
-    """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it, either of them packed or not."""
+    """Read a csv, and the test.csv beside a train.csv, into a bundle; both may be compressed (.gz, .zip)."""
     plain = path.name.casefold() in name_packed("train.csv")
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
     notes += describe_unread_columns(path)
@@ -183,7 +183,7 @@ def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Readin
 
 
 def _load_folders(root: Path, config: DataConfig) -> DataBundle:
-    """Return the bundle of Kaggle's folders, by the official splits where the file names tell them."""
+    """Read Kaggle's folders into a bundle, in the official splits if the file names contain them."""
     tally = Tally(root)
     splits = scan_folder(root, config.folders, tally)
     files = [file for own in splits.values() for file in own]
@@ -211,9 +211,9 @@ def _to_split(rows: Rows, chosen: np.ndarray, name: str, lookup: np.ndarray | No
 
 
 def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tuple[Rows, tuple[str, ...]]:
-    """Read a csv, or what an earlier reading of the very same file left in the cache; with notes.
+    """Return the rows of a csv and notes on the reading; large files are parsed once and then read from the cache.
 
-    Large files only: parsing 300 MB of text takes seconds, reading 82 MB of pixels a tenth of one.
+    Parsing 300 MB of text takes seconds, reading 82 MB of cached pixels a tenth of a second.
     """
     state = path.stat()
     notes: tuple[str, ...] = ()

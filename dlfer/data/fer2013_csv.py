@@ -1,4 +1,4 @@
-"""The rows of a FER2013 csv: parsed fast where they are written as usual, and with care where they are not."""
+"""Parser of FER2013 csv files, with a fast path for rows in the usual form, and finder of such files in folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CSV_NAMES = tuple(
     for name in ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
     for packed in ("", ".gz", ".zip")
 )
-"""Where a folder of FER2013 has its csv."""
+"""Paths, relative to a folder of FER2013, at which its csv is looked for, in order of preference."""
 
 _NUM_PIXELS = SIDE * SIDE
 _VALUES = {str(value): value for value in range(256)}
@@ -43,8 +43,8 @@ class Rows:
         pixels: uint8 [N, 48, 48, 1].
         codes: uint8 [N], FER2013's codes 0..6.
         usages: str [N].
-        rows: int64 [N], number of the record in the file, from 0, whatever was skipped.
-        skipped: what was wrong with each row that was left out.
+        rows: int64 [N], number of the record in the file, from 0, counting skipped records.
+        skipped: str [K], an error message for each row that was left out.
     """
 
     pixels: np.ndarray
@@ -55,10 +55,10 @@ class Rows:
 
 
 def find_csvs(folder: Path) -> list[Path]:
-    """Return the csv files of the whole of FER2013 in a folder; the first is the one that is read where none is named.
+    """Return the files in a folder that have the name of a FER2013 csv; the first one is read by default.
 
-    Those with pixels come first. Where none has pixels, but folders beside them hold pictures, these are the data: there is
-    no such csv.
+    Files with a column of pixels come first. If no file has one and folders beside them hold images, the images are the
+    data and the result is empty.
     """
     found = [folder / name for name in CSV_NAMES if (folder / name).is_file()]
     are_data = {path: has_pixels(path) for path in found}
@@ -68,7 +68,7 @@ def find_csvs(folder: Path) -> list[Path]:
 
 
 def has_pixels(path: Path) -> bool:
-    """Tell whether a csv has a column of pixels; one that is damaged counts as such, and its reader says how."""
+    """Return whether a csv has a column pixels; True for a damaged one too, so that its reader reports the damage."""
     try:
         return "pixels" in [name.casefold() for name in read_header(path)]
     except DataError:
@@ -76,14 +76,14 @@ def has_pixels(path: Path) -> bool:
 
 
 def iterate_pictures(folder: Path) -> Iterator[Path]:
-    """Yield the pictures that lie in the folders of a folder, at any depth, sorted by path."""
+    """Yield the images in the subfolders of a folder, at any depth, sorted by path."""
     visited = {identify(folder)}
     for name in list_folders(folder):
         yield from (path for path in walk(folder / name, Tally(), visited) if find_reason(path) is None)
 
 
 def describe_unread_pictures(folder: Path, csv: Path) -> tuple[str, ...]:
-    """Return a note about the pictures in folders beside a csv that is read in their place, if there are any."""
+    """Return a note about images in folders beside the csv that is read instead of them; empty without any."""
     names = [path.relative_to(folder).as_posix() for path in iterate_pictures(folder)]
     if not names:
         return ()
@@ -95,19 +95,19 @@ def describe_unread_pictures(folder: Path, csv: Path) -> tuple[str, ...]:
 
 
 def name_packed(name: str) -> tuple[str, ...]:
-    """Return the names of a csv, plain and packed."""
+    """Return the possible file names of a csv: plain, .gz and .zip."""
     return tuple(f"{name}{packed}" for packed in ("", ".gz", ".zip"))
 
 
 def find_test_csv(path: Path) -> Path | None:
-    """Return the test.csv beside a train.csv, either of them packed or not; None where there is none, or of another csv."""
+    """Return the test.csv beside a train.csv, compressed or not; None without one, or if `path` is no train.csv."""
     if path.name.casefold() not in name_packed("train.csv"):
         return None
     return next((path.with_name(name) for name in name_packed("test.csv") if path.with_name(name).is_file()), None)
 
 
 def is_divided(path: Path) -> bool:
-    """Tell whether a csv and the test.csv beside it are two splits: neither names them in a column Usage, and both have labels."""
+    """Return whether a csv without a column Usage and the labelled test.csv beside it are two splits."""
     beside = find_test_csv(path)
     if beside is None:
         return False
@@ -116,7 +116,7 @@ def is_divided(path: Path) -> bool:
 
 
 def describe_unread_csvs(folder: Path, option: str) -> tuple[str, ...]:
-    """Return a note about those that are not read, if there are any; `option` is what names a file."""
+    """Return a note about the csv files of a folder that are not read; `option` is the setting that selects a file."""
     read, *others = [str(path.relative_to(folder)) for path in find_csvs(folder)] or [""]
     return (f"{', '.join(others)} beside {read} was not read; to read another file, name it in {option}.",) * bool(
         others
@@ -124,14 +124,15 @@ def describe_unread_csvs(folder: Path, option: str) -> tuple[str, ...]:
 
 
 def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
-    """Read a csv row by row.
+    """Read a FER2013 csv row by row.
 
     Args:
         skip_unreadable: leave out rows that cannot be read.
-        usage: the split of all rows of a file without a column Usage.
+        usage: the Usage of all rows of a file without a column Usage; None: the column is required.
 
     Raises:
-        DataError: it is no such csv, or has a row that cannot be read (unless skip_unreadable), or none that can.
+        DataError: the columns or the code of the labels are wrong, a row cannot be read (unless skip_unreadable), or
+            no row can be read.
     """
     pixels, codes, usages, numbers, skipped = bytearray(), bytearray(), [], [], []
     with open_text(path, errors="replace") as stream:
@@ -173,9 +174,9 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
 
 
 def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the last line and the fields of each record, as csv.reader has them.
+    """Yield the number of the last line and the fields of each record, as csv.reader would return them.
 
-    Lines without a quotation mark are only divided at their commas, which takes a third of csv.reader's time.
+    Lines before the first quotation mark are only split at the delimiter, in a third of csv.reader's time.
     """
     delimiter, lines = None, read_lines(stream)
     for number, line in enumerate(lines, 1):
@@ -195,15 +196,15 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
 
 
 def _next_header(records: Iterator[tuple[int, list[str]]]) -> tuple[int, list[str]]:
-    """Return the line and the fields of the first record that is not blank."""
+    """Return the line number and the fields of the first record that is not blank."""
     return next(((line, fields) for line, fields in records if "".join(fields).strip()), (1, []))
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the names of a csv's columns, without the spaces and quotation marks around them.
+    """Return the names of a csv's columns, without surrounding spaces and quotation marks.
 
     Raises:
-        DataError: the file is no csv.
+        DataError: the file is not a csv.
     """
     with open_text(path, errors="replace") as stream:
         line = next((line for line in read_lines(stream) if line.strip()), "")
@@ -211,7 +212,7 @@ def read_header(path: Path) -> list[str]:
 
 
 def _find_columns(path: Path, line: int, header: list[str], usage: str | None) -> dict[str, int]:
-    """Return the position of each column that is needed, whatever their case and the spaces around."""
+    """Return the position of each required column, ignoring case and surrounding spaces."""
     if not header:
         raise DataError(
             f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; download it again."
@@ -236,10 +237,10 @@ def _find_columns(path: Path, line: int, header: list[str], usage: str | None) -
 
 
 def describe_unread_columns(path: Path) -> tuple[str, ...]:
-    """Return one sentence on the columns of a csv that are not read, or nothing where all are.
+    """Return one sentence about the columns of a csv that are not read; empty if all are read.
 
     Raises:
-        DataError: the file is no csv.
+        DataError: the file is not a csv.
     """
     names = read_header(path)
     folded = [name.casefold() for name in names]
@@ -254,7 +255,7 @@ def describe_unread_columns(path: Path) -> tuple[str, ...]:
 
 
 def _advise_columns(names: list[str], missing: list[str]) -> str:
-    """Return how a csv with other columns becomes data that dlfer reads."""
+    """Return advice on how to convert a csv with other columns into data that dlfer reads."""
     if {"path", "file", "filename", "file_name", "image", "image_path", "filepath"} & set(names):
         return (
             "A list of files is not read: move each image into a folder of its label, and give the folder above these."
@@ -265,7 +266,7 @@ def _advise_columns(names: list[str], missing: list[str]) -> str:
 
 
 def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) -> tuple[int, bytes, str]:
-    """Return (code, 2304 bytes, usage) of a row; raise ValueError that says what is wrong with it."""
+    """Return (code, 2304 bytes, usage) of a row; raise ValueError with the reason if it is invalid."""
     if len(fields) <= max(columns.values()):
         raise ValueError(f"expected {max(columns.values()) + 1} fields, found {len(fields)}. The row is cut; {_MEND}")
     code = _CODES.get(_normalize_code(fields[columns["emotion"]]))
@@ -287,17 +288,17 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
 
 
 def _normalize_code(text: str) -> str:
-    """Return a label without spaces, and "3" of "3.0" or "3,0", as programs write a column of numbers with gaps."""
+    """Strip a label, and return "3" for "3.0" or "3,0", which programs write if a column of integers has gaps."""
     text = text.strip()
     whole, point, rest = text.replace(",", ".").partition(".")
     return whole if point and rest and not rest.strip("0") else text
 
 
 def _check_code(path: Path) -> None:
-    """Raise DataError where the labels of a csv are another code than FER2013's, so that no row of it has a known label.
+    """Raise DataError if the labels of a csv are in another code than FER2013's, so that all of them are unreliable.
 
-    Single wrong labels are faults of their rows. It is another code if words stand there, if 0 never occurs and
-    numbers beyond 6 do, or if more than one label in ten, or a number from 7 on repeatedly, is beyond 0..6.
+    Single wrong labels are errors of their rows. It is another code if expressions occur as words in several rows, if
+    numbers above 6 but no 0 occur, if 7 occurs and an invalid label repeats, or if over one label in ten is invalid.
     """
     with open_text(path, errors="replace") as stream:
         records = _iterate_records(stream, path.name)
@@ -322,23 +323,23 @@ def _check_code(path: Path) -> None:
 
 
 def _parse_plain_pixels(text: str) -> bytes | None:
-    """Return the 2304 pixels of a row as it is usually written, None of any other, which may be good or bad.
+    """Return the 2304 pixels of a row in the usual form; None for any other form, valid or not.
 
-    Usual are digits and spaces alone, one space between two values and no digit too many. Taken by numpy, it costs a
-    third of what it costs value by value.
+    The usual form has only digits and spaces, one space between two values, and no leading zeros. Parsing it with NumPy
+    takes a third of the time of parsing each value.
     """
     if text.encode().translate(None, b"0123456789 "):
         return None
     values = np.fromstring(text, np.int16, sep=" ")
     if len(values) != _NUM_PIXELS or values.min() < 0 or values.max() > 255:
         return None
-    # Zeros in front, more spaces, and numbers beyond int16, which come round to others, are longer than this.
+    # Leading zeros, extra spaces, and numbers beyond int16 (which wrap around) make the text longer than this.
     length = 2 * _NUM_PIXELS - 1 + np.count_nonzero(values > 9) + np.count_nonzero(values > 99)
     return values.astype(np.uint8).tobytes() if len(text) == length else None
 
 
 def _parse_pixels(text: str) -> bytes:
-    """Return the 2304 pixels of a row however it is spaced; raise ValueError that says what is wrong with them."""
+    """Return the 2304 pixels of a row with any spacing; raise ValueError with the reason if they are invalid."""
     tokens = text.split()
     if len(tokens) != _NUM_PIXELS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files in folders: walked without loops, identified by their first bytes, and counted where they are left out."""
+"""Files in folders: traversal without loops, detection of file types by their first bytes, counts of omitted files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = (
     ".flv", ".f4v", ".3gp", ".3gpp", ".3g2", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".dv",
     ".y4m", ".mjpeg", ".mjpg", ".h264", ".h265", ".hevc", ".ivf", ".nut", ".wtv", ".fli", ".flc", ".ts",
 )
-"""Of videos; .ts is TypeScript as well, so that its first bytes decide."""
+"""Suffixes of videos. TypeScript files also end in .ts; `find_kind` distinguishes them by their first bytes."""
 
 _RAW_SUFFIXES = (
     ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr",
@@ -65,11 +65,11 @@ NO_FILE = "neither files nor folders (sockets, pipes, devices)"
 
 
 class Tally:
-    """What was seen, and what of it was left out, by reason with the first names.
+    """Counts of the files or rows that a reader saw and left out, by reason, with the first few names.
 
     Attributes:
-        seen: number of files or rows, those left out included.
-        notes: sentences on what was understood otherwise than its name may say.
+        seen: number of files or rows, including those left out.
+        notes: sentences about files or folders that were treated differently than their names suggest.
     """
 
     def __init__(self, root: Path | str = "") -> None:
@@ -79,14 +79,14 @@ class Tally:
         self._reasons: dict[str, tuple[int, list[str]]] = {}
 
     def leave_out(self, reason: str, name: str | Path, n: int = 1, *, was_seen: bool = False) -> None:
-        """Count `n` files as left out, and as seen unless they were counted; `name` is of the first, or of their folder."""
+        """Count `n` files as left out, and also as seen unless `was_seen`; `name` is the first file or their folder."""
         self.seen += 0 if was_seen else n
         count, names = self._reasons.get(reason, (0, []))
         shown = str(name).removeprefix(self._root)
         self._reasons[reason] = (count + n, names if len(names) >= _MOST_NAMED else [*names, shown])
 
     def add(self, other: Tally) -> None:
-        """Take over what another tally counted."""
+        """Add the counts and notes of another tally to this one."""
         self.seen += other.seen
         self.notes += other.notes
         for reason, (n, names) in other._reasons.items():
@@ -100,34 +100,34 @@ class Tally:
         return tuple(LeftOut(reason=reason, n=n, first=names) for reason, (n, names) in found if n)
 
     def as_record(self, what: str = "files") -> ReadingRecord:
-        """Return the counts; what was not left out was used."""
+        """Return the counts as a record, in which everything that was not left out counts as used."""
         left_out = list(self.list_left_out())
         used = self.seen - sum(reason.n for reason in left_out)
         return ReadingRecord(what=what, seen=self.seen, used=max(0, used), left_out=left_out)
 
     def describe(self) -> list[str]:
-        """Return the counts in sentences."""
+        """Return sentences that state the counts."""
         return self.as_record().describe()
 
 
 def is_ignored(name: str) -> bool:
-    """Tell whether a file or folder is hidden, or one that systems leave behind (.DS_Store, Thumbs.db, __MACOSX)."""
+    """Return whether a name is hidden, or one that operating systems create (.DS_Store, Thumbs.db, __MACOSX)."""
     return name.startswith(".") or name.casefold() in _IGNORED
 
 
 def fold_name(name: str) -> str:
-    """Return a name as names are compared: Unicode NFC, without regard to case and to spaces around it."""
+    """Return a name in the form used for comparison: Unicode NFC, case-folded, whitespace stripped and collapsed."""
     return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted; links to folders included, ignored ones not."""
+    """Return the sorted names of the subfolders of a folder, including links to folders, without ignored names."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not is_ignored(entry.name) and os.path.isdir(entry.path))
 
 
 def list_files(folder: Path, tally: Tally) -> list[str]:
-    """Return the names of the files that stand in a folder itself, sorted; ignored ones are counted."""
+    """Return the sorted names of the files directly in a folder; ignored names are counted in `tally`."""
     names = []
     for name in sorted(os.listdir(folder)):
         if is_ignored(name):
@@ -138,12 +138,12 @@ def list_files(folder: Path, tally: Tally) -> list[str]:
 
 
 def walk(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files below a folder, sorted by path; what is ignored, and links that lead in circles, are counted.
+    """Yield the files below a folder, sorted by path; ignored names, loops and the like are counted in `tally`.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed; each folder is entered once.
 
     Args:
-        visited: identities of folders that are not entered again; those entered are added.
+        visited: identities (see `identify`) of folders to skip; every folder that is entered is added.
     """
     visited.add(identify(folder))
     try:
@@ -156,7 +156,7 @@ def walk(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> Iterator[
         try:
             kind = os.stat(path).st_mode
         except OSError:
-            # A link in a circle of links, or to nothing.
+            # A link to itself through other links, or to a missing file.
             tally.leave_out(HIDDEN if is_ignored(name) else BROKEN, path)
             continue
         if is_ignored(name):
@@ -172,18 +172,18 @@ def walk(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> Iterator[
 
 
 def identify(path: Path) -> tuple[int, int]:
-    """Return what tells a folder from every other, whatever links lead to it."""
+    """Return a folder's device and inode numbers, which are the same for all links to it."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def count_files(path: Path) -> int:
-    """Return the number of files below a folder, links to folders not followed; 0 for a file."""
+    """Return the number of files below a folder without following links to folders; 0 for a file."""
     return sum(len(files) for _, _, files in os.walk(path))
 
 
 def list_pictures(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> list[Path]:
-    """Return the pictures below a folder, see `walk`; every other file is counted."""
+    """Return the paths of the images below a folder, see `walk`; other files are counted as left out."""
     pictures = []
     for path in walk(folder, tally, visited):
         reason = find_reason(path)
@@ -196,7 +196,7 @@ def list_pictures(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> 
 
 
 def find_reason(path: Path) -> str | None:
-    """Return why a file is not taken for a picture, None for a picture: by its suffix, or else by its first bytes."""
+    """Return why a file is not an image that can be read, by its suffix or else its first bytes; None if it is one."""
     suffix = path.suffix.casefold()
     if suffix in PICTURE_SUFFIXES:
         return None
@@ -213,7 +213,7 @@ def find_reason(path: Path) -> str | None:
 
 @functools.cache
 def can_read_heif() -> bool:
-    """Tell whether HEIC can be read: with pillow-heif, which is then made known to Pillow."""
+    """Return whether pillow-heif is installed, and register it with Pillow if so."""
     try:
         import pillow_heif
     except ImportError:
@@ -241,16 +241,16 @@ _LINEAR_STARTS = re.compile(rb"\x76\x2f\x31\x01|#\?(?:RADIANCE|RGBE)\s")
 
 
 def find_kind(path: Path) -> str | None:
-    """Return "picture", "heif", "video", "raw" (of a camera), "linear" (light) or "empty"; None for anything else.
+    """Return "picture", "heif", "video", "raw" (camera), "linear" (high dynamic range) or "empty"; None for others.
 
-    The first bytes decide. Suffixes do only where raw pictures and sound begin as pictures and videos do.
+    The first bytes decide, but the suffixes of raw and HDR images, MJPEG videos and audio files take precedence.
     """
     try:
         if not path.is_file():
             return None
         with open(path, "rb") as stream:
             start = stream.read(600)
-    except (OSError, ValueError):  # ValueError: a zero byte in the name
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     if not start:
         return "empty"
@@ -260,7 +260,7 @@ def find_kind(path: Path) -> str | None:
     if _LINEAR_STARTS.match(start) or suffix in _LINEAR_SUFFIXES:
         return "linear"
     if _HEIF_START.match(start):
-        # The first brand of both may be the one of their common container.
+        # AVIF and HEIF may share their major brand (mif1), so the compatible brands decide.
         return "picture" if b"avif" in start[8 : max(8, int.from_bytes(start[:4], "big"))] else "heif"
     if _PICTURE_STARTS.match(start):
         return "video" if suffix in (".mjpeg", ".mjpg") else "picture"

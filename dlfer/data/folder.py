@@ -1,6 +1,6 @@
-"""Class folders: one folder per class, in folders train, validation and test, or without splits.
+"""Reader of class folders: one folder per class, in folders train, validation and test, or without splits.
 
-Their layout is found by names: which folders are splits, which are classes, and what is neither.
+The folders' names decide which of them are splits, which are classes, and which are neither.
 """
 
 from __future__ import annotations
@@ -49,21 +49,20 @@ _LARGEST_SIDE = 256
 
 
 def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
-    """Return the images of class folders.
+    """Read the images of class folders.
 
-    The splits are the folders train, val/valid/validation and test under any of their usual names, FER2013's own
-    among them, or as `config.folders` says; without them all classes are one split, `train`, for the protocol to split.
-    What is no picture is counted in the bundle's reading, and so is every image that is not used. The labels are the names of the
-    folders after `config.labels`, sorted. Ids are paths relative to `config.path`. Images keep
-    their size if it is the same for all; otherwise they become squares, as `config.aspect` says, of
-    `config.size`, or of the median shorter side (pad: longer side), at most 256 or `image_size`,
-    whichever is larger. They are grey (one channel) only if all of them are. Files beyond
-    `config.num_images` are not opened.
+    The splits are the folders train, validation and test under any of their usual names (including FER2013's), or as
+    `config.folders` says; without them all classes form one split, `train`, which the protocol divides. Files that are
+    not images, and images that are not used, are counted in the bundle's `reading`. The labels are the folder names
+    mapped by `config.labels`, sorted. Ids are paths relative to `config.path`. Images that all have the same size keep
+    it unless `config.size` is set; otherwise they become squares (by `config.aspect`) of `config.size` or, by default,
+    of the median shorter side (pad: longer side), at most 256 or `image_size`, whichever is larger. The images have
+    one channel only if all of them are grey. Files beyond `config.num_images` are not opened.
 
     Raises:
-        MissingDataError: the folder is not there.
-        DataError: no classes, a class without images, a folder of which it is not known whether it is a split or a
-            class, or (unless config.skip_unreadable) a file that cannot be read.
+        MissingDataError: the folder does not exist.
+        DataError: there are no classes, a class has no images, a folder may be a split or a class, or (unless
+            config.skip_unreadable) a file cannot be read.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -78,7 +77,7 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
 
 
 def _find_usage(files: Sequence[ImageFile]) -> str | None:
-    """Return FER2013's own name of a split if the folder of all its files has it."""
+    """Return the name in FER2013 of a split, if all its files are in a folder with that name; else None."""
     found = {next((name for name in file.id.split("/") if name in USAGES), None) for file in files}
     return found.pop() if len(found) == 1 else None
 
@@ -92,14 +91,14 @@ def load_splits(
     names: Mapping[str, str] | None = None,
     tally: Tally | None = None,
 ) -> DataBundle:
-    """Return a bundle of the files of each split; labels, draw and size as `load_folder` says.
+    """Read the files of each split into a bundle; labels, draw and size are described at `load_folder`.
 
     Args:
         root: the folder that the ids are relative to.
         splits: files of train, validation and test; a split may be absent or empty.
-        image_size: side in pixels that the network sees.
-        names: the name to give to each split, where it differs.
-        tally: what was counted when the folders were scanned; it counts on.
+        image_size: side in pixels of the network's input.
+        names: split -> its name in the bundle, where it is another one.
+        tally: the counts of the scan, which are continued.
 
     Raises:
         DataError: as `load_folder`.
@@ -135,7 +134,7 @@ def load_splits(
 def _read_all(
     root: Path, splits: list[np.ndarray], config: DataConfig, image_size: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str], Reading]:
-    """Return the images of each split, the rows (int) of its ids that could be read, notes, and what was met with."""
+    """Return the images of each split, the rows (int) of its readable ids, notes, and the record of the reading."""
     paths = [root / name for ids in splits for name in ids]
     max_pixels = int(config.max_megapixels * 1_000_000)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -183,7 +182,7 @@ def _read_all(
 def try_each(
     pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any], skip: bool
 ) -> tuple[list[Any], list[str]]:
-    """Return function(item) of each item in order, None where it raised DataError and `skip` is set; and the messages of these errors."""
+    """Return function(item) of each item, in order, and the DataErrors' messages; with `skip`, failures are None."""
 
     def attempt(item: Any) -> tuple[Any, str | None]:
         try:
@@ -200,7 +199,7 @@ def try_each(
 def _choose_size(
     sizes: list[tuple[int, int]], config: DataConfig, image_size: int
 ) -> tuple[tuple[int, int], str | None]:
-    """Return the (height, width) to store, and a note where images of (width, height) are cropped, padded or resized."""
+    """Return the (height, width) to store, and a note if images of (width, height) have to be fitted to it."""
     side = config.size
     if side is None and len(set(sizes)) == 1:
         width, height = sizes[0]
@@ -218,7 +217,7 @@ def _choose_size(
 
 
 def _is_grey(images: np.ndarray) -> bool:
-    """Tell whether all RGB images have three equal channels; in blocks, and it stops at the first that has not."""
+    """Return whether all RGB images have three equal channels, compared in blocks to stop at the first difference."""
     for start in range(0, len(images), 256):
         block = images[start : start + 256]
         if not (np.array_equal(block[..., 0], block[..., 1]) and np.array_equal(block[..., 0], block[..., 2])):
@@ -234,7 +233,7 @@ SPLIT_NAMES = {
     ),
     **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
 }
-"""Names of folders that are splits and not classes, in lower case; the last of a line are FER2013's own."""
+"""Lower-case folder name -> the split that it names; publictest and privatetest are FER2013's names."""
 
 _EVALUATION = ("eval", "evaluation")
 _FILLERS = frozenset(
@@ -265,7 +264,7 @@ _IGNORED = "files in folders that data.folders ignores"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file of a class: `id` is its path relative to the root, with /."""
+    """An image file and the name of its class; `id` is the path relative to the root, with /."""
 
     id: str
     class_name: str
@@ -277,7 +276,7 @@ Splits = dict[str, list[ImageFile]]
 def name_split(name: str) -> str | None:
     """Return the split that a folder's name means: "train", "validation", "test" or "evaluation"; None for others.
 
-    Case does not count, nor do words around it that say no more than that it holds data: "Train_Set", "test-images".
+    Case, leading numbers and generic words for data around the name are ignored: "Train_Set", "test-images".
     """
     words = re.split(r"[\W_]+", fold_name(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)))
     while words and words[0].isdecimal():
@@ -293,14 +292,14 @@ def name_split(name: str) -> str | None:
 
 
 def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tally | None = None) -> Splits:
-    """Return the image files of each split below `root`, sorted by path; without splits, all are `train`.
+    """Return the image files of each split below `root`, sorted by path; without split folders, all are `train`.
 
     Args:
-        root: holds folders of splits, or of classes; folders such as images/ that hold all others are passed through.
-        folders: name of a folder -> "train", "validation", "test", "class" or "ignore", where its name does not tell.
+        root: the folder of the splits or classes; wrapper folders such as images/ that hold all others are skipped.
+        folders: folder name -> "train", "validation", "test", "class" or "ignore", where the name is ambiguous.
 
     Raises:
-        DataError: no class folders, a class folder without images, or a folder of which it is not known what it is.
+        DataError: there are no class folders, a class folder has no images, or a folder's role is unclear.
     """
     tally = Tally(root) if tally is None else tally
     base = _descend(root, tally)
@@ -327,10 +326,10 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
 
 
 def list_classes(root: Path, folders: Mapping[str, str] | None = None) -> list[str]:
-    """Return the names of the class folders of all splits below `root`, sorted, also of those without images.
+    """Return the sorted names of the class folders of all splits below `root`, including those without images.
 
     Args:
-        root, folders: as `scan_folder` takes them.
+        root, folders: as for `scan_folder`.
 
     Raises:
         DataError: `folders` names a folder that is not there, or two folders are the same split.
@@ -345,7 +344,7 @@ def list_classes(root: Path, folders: Mapping[str, str] | None = None) -> list[s
 
 
 def _descend(folder: Path, tally: Tally) -> Path:
-    """Return the folder itself, or the one inside that holds everything, such as images/ or one of its own name."""
+    """Return the innermost folder after skipping wrappers that hold everything, such as images/ or a repeated name."""
     while True:
         names = list_folders(folder)
         if len(names) != 1 or name_split(names[0]) or not list_folders(folder / names[0]):
@@ -360,14 +359,14 @@ def _descend(folder: Path, tally: Tally) -> Path:
 
 
 def _is_level(folder: Path, name: str) -> bool:
-    """Tell whether the one folder in a folder only wraps splits or classes, by its name or by theirs."""
+    """Return whether the only folder in a folder wraps splits or classes, by its name or by theirs."""
     below = [fold_name(child) for child in list_folders(folder / name)]
     holds = any(map(name_split, below)) or sum(child in CANONICAL for child in below) > 1
     return fold_name(name) in (*_LEVELS, fold_name(folder.name)) or (holds and fold_name(name) not in CANONICAL)
 
 
 def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
-    """Tell whether a folder is a link to one that it lies in, and count it then."""
+    """Return whether a folder is a link to one of its parents; if so, count it as left out."""
     if identify(path) not in {identify(folder) for folder in (root, base, *root.resolve().parents)}:
         return False
     tally.leave_out(LOOP, path)
@@ -375,7 +374,7 @@ def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
 
 
 def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) -> dict[str, str | None]:
-    """Return what each folder is: a split, "class", "ignore", or None where neither its name nor `folders` tell."""
+    """Return the role of each folder: a split, "class", "ignore", or None if neither its name nor `folders` says."""
     by_name = {fold_name(name): role for name, role in folders.items()}
     absent = [name for name in folders if fold_name(name) not in {fold_name(name) for name in names}]
     if absent:
@@ -398,7 +397,7 @@ def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) 
 
 
 def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]], classes: list[str]) -> None:
-    """Raise DataError where it has to be guessed what a folder is."""
+    """Raise DataError if the role of a folder would have to be guessed."""
     if not splits:
         odd = _find_levels(base, unknown)
         if odd:
@@ -424,7 +423,7 @@ def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]],
 
 
 def _find_levels(base: Path, names: list[str]) -> list[str]:
-    """Return the folders that hold class folders instead of images: their names are of expressions, or in each the same."""
+    """Return the folders that hold class folders instead of images: named after expressions, or the same in each."""
     below = {name: [fold_name(child) for child in list_folders(base / name)] for name in names}
     deep = [
         name
@@ -448,7 +447,7 @@ def _count(base: Path, names: Sequence[str]) -> str:
 
 
 def _ask(base: Path, names: Sequence[str]) -> str:
-    """Return what has to be said, with an example that gives each folder the split that its name suggests, if it does."""
+    """Return the request to name the folders' roles, with an example that uses the splits their names suggest."""
     example = ", ".join(f"{_quote(name)}: {_suggest(name)}" for name in names[:3])
     return (
         "Say what each is: a split (train, validation or test), a class (class) or nothing (ignore). In an experiment "
@@ -468,7 +467,7 @@ def _quote(name: str) -> str:
 
 
 class _Scan:
-    """One scan of class folders, in which no folder is read twice."""
+    """A scan of class folders that reads no folder twice."""
 
     def __init__(self, root: Path, base: Path, tally: Tally) -> None:
         self._root = root
@@ -478,7 +477,7 @@ class _Scan:
         self._classes: list[tuple[str, Path]] = []
 
     def add_split(self, split: str, folder: Path) -> None:
-        """Take note of the class folders in the folder of a split.
+        """Register the class folders in the folder of a split.
 
         Raises:
             DataError: as `add_classes`.
@@ -489,10 +488,10 @@ class _Scan:
         self.add_classes(split, folder, names)
 
     def add_classes(self, split: str, base: Path, names: Sequence[str]) -> None:
-        """Take note of class folders.
+        """Register class folders of a split.
 
         Raises:
-            DataError: there are none, or two are one folder.
+            DataError: there are none, or one was registered before under another path.
         """
         if not names:
             loose = f"; {count_files(base):,} files lie directly in it" if count_files(base) else ""
@@ -511,10 +510,10 @@ class _Scan:
             self._classes.append((split, base / name))
 
     def run(self) -> Splits:
-        """Return the images of the class folders by split, those in folders below them included.
+        """Return the images of the registered class folders by split, including those in their subfolders.
 
         Raises:
-            DataError: a class folder without images, or none has any.
+            DataError: a class folder or a split has no images.
         """
         splits: Splits = {}
         visited = set(self._folders)
@@ -540,7 +539,7 @@ class _Scan:
         return [ImageFile(path, folder.name) for path in ids]
 
     def _check_empty(self, folder: Path, tally: Tally) -> None:
-        """Raise DataError for a class without images, unless it is a folder of files of another kind."""
+        """Raise DataError for a class folder without images, unless it holds only other files and is no expression."""
         found = [reason for reason in tally.list_left_out() if reason.reason != HIDDEN]
         others = bool(found) and all(reason.reason.startswith(NO_PICTURES) for reason in found)
         if others and fold_name(folder.name) not in CANONICAL:
@@ -555,7 +554,7 @@ class _Scan:
         )
 
     def _advise_empty(self, folder: Path) -> str:
-        """Return what to do about a class folder without images; a role can be given to the uppermost folders alone."""
+        """Return advice on a class folder without images; only top-level folders can be given a role."""
         if folder.parent != self._base:
             return "Put images into it, or delete the folder."
         return (

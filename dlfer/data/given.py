@@ -1,4 +1,4 @@
-"""Data as a command line names it, recognised by what it is: a folder, a csv, a zip, an .npz or an experiment file."""
+"""Recognition of the data given on the command line: a folder, a csv, a zip, an .npz or an experiment file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPECTED = (
 )
 SPLITS = ("test", "validation", "train")
 OFFICIAL = dict(zip(SPLITS, reversed(USAGES), strict=True))
-"""Split -> its name in FER2013."""
+"""Split -> its official name in FER2013."""
 
 Kind = Literal["experiment", "csv", "arrays", "folder"]
 
@@ -37,15 +37,15 @@ _YAML_KEY = re.compile(r"\s*(?:#.*)?$|(?:---|[A-Za-z_][\w-]*\s*:(?:\s|$))")
 
 @dataclass(frozen=True)
 class GivenData:
-    """Data that was recognised.
+    """Data whose kind was recognised, with the data section that loads it.
 
     Attributes:
-        path: as it was given.
-        kind: what it is; a zip is what it holds.
-        config: the section that loads it; of an experiment file its `finetune.data`.
-        image_size: of the experiment file; None for other kinds.
-        csv: the csv of the kind csv, else None; None, too, where a test.csv beside it is another split.
-        notes: sentences on what lies beside the csv and is not read.
+        path: the path as given.
+        kind: the kind of data; for a zip, that of its contents.
+        config: the data section that loads it; for an experiment file, its `finetune.data`.
+        image_size: the image size of an experiment file; None for other kinds.
+        csv: the csv; None for other kinds, and for a folder whose train.csv and test.csv are two splits.
+        notes: sentences about files beside the csv that are not read.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class GivenData:
         return [self.path, *(resolve_path(path) for path in named if path is not None)]
 
     def describe(self) -> str:
-        """Return what it is, in words."""
+        """Return the path and its kind in words."""
         what = {
             "experiment": "an experiment file",
             "csv": "a csv in the layout of FER2013",
@@ -72,10 +72,10 @@ class GivenData:
 
 
 def recognise(path: Path | str) -> Kind | Literal["pictures"]:
-    """Return what data is, by its content and not by its name; "pictures": a zip of class folders.
+    """Return the kind of data, judged by its contents first; "pictures" is a zip of class folders.
 
     Raises:
-        MissingDataError: nothing is there.
+        MissingDataError: the path does not exist.
         DataError: it is something else, or both a csv and pictures; the message says what was found and what to do.
     """
     path = Path(path).expanduser()
@@ -94,7 +94,7 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
     if start in (b"PK\3\4", b"PK\5\6"):
         return _recognise_zip(path)
     if path.suffix.casefold() == ".npz":
-        return "arrays"  # one that is damaged, whose reader says how
+        return "arrays"  # a damaged .npz (not a zip), whose reader reports the damage
     if start == b"\x93NUM":
         raise DataError(
             f"{path}: found one array (.npy), {EXPECTED}; save both by numpy.savez(FILE, images=..., targets=...)."
@@ -104,11 +104,11 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
 
 @contextlib.contextmanager
 def open_data(path: Path | str) -> Iterator[GivenData]:
-    """Recognise data and give the section that loads it; a zip of pictures is unpacked for as long as it is open.
+    """Recognise data and yield the section that loads it; a zip of images is unpacked while the context is open.
 
     Raises:
-        DataError: as `recognise`; a zip that cannot be unpacked.
-        ConfigError: an experiment file with problems.
+        DataError: as `recognise`, or a zip cannot be unpacked.
+        ConfigError: the experiment file is invalid.
     """
     path = Path(path).expanduser()
     kind = recognise(path)
@@ -135,10 +135,10 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
 
 
 def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | None:
-    """Return "test", "validation" or "train" of the word of --split, FER2013's own names included; None stays None.
+    """Return the split that the value of --split names, also by FER2013's official name; None for None.
 
     Raises:
-        UserError: another word.
+        UserError: the value names no split in `allowed`.
     """
     if text is None:
         return None
@@ -151,10 +151,10 @@ def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | No
 
 
 def _find_csv(folder: Path, given: Path) -> Path | None:
-    """Return the csv of FER2013 in a folder, None where there is none; `given` is what a message names.
+    """Return the FER2013 csv in a folder, None without one; `given` is the path that error messages name.
 
     Raises:
-        DataError: folders beside it hold pictures, so that either may be meant.
+        DataError: folders beside the csv hold pictures, so that it is unclear which of them is the data.
     """
     csv = next(iter(find_csvs(folder)), None)
     picture = None if csv is None else next(iterate_pictures(folder), None)
@@ -168,7 +168,7 @@ def _find_csv(folder: Path, given: Path) -> Path | None:
 
 
 def _descend(folder: Path) -> Path:
-    """Return the folder in which the contents of a zip begin to branch."""
+    """Skip folders of an unpacked zip whose only entry is a folder; return the first other one."""
     names = [child for child in folder.iterdir() if not is_ignored(child.name)]
     return _descend(names[0]) if len(names) == 1 and names[0].is_dir() else folder
 
@@ -193,7 +193,7 @@ def _recognise_zip(path: Path) -> Literal["arrays", "csv", "pictures"]:
 
 
 def _recognise_text(path: Path) -> Literal["csv", "experiment"]:
-    """Return what a text file is: a header with pixels is a csv, lines `key:` an experiment; the suffix decides the rest."""
+    """Return the kind of a text file: csv by a pixels column, experiment by `key:` lines, otherwise by the suffix."""
     with open_text(path, errors="replace") as stream:
         lines = stream.read(4000).splitlines() or [""]
     first = next((line for line in lines if line.strip()), "")
@@ -208,7 +208,7 @@ def _recognise_text(path: Path) -> Literal["csv", "experiment"]:
 
 @contextlib.contextmanager
 def _unpack(path: Path) -> Iterator[Path]:
-    """Give a temporary folder with what a zip holds; nothing is written outside of it."""
+    """Unpack a zip into a temporary folder and yield the folder; nothing is written outside of it."""
     with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
         try:
             with zipfile.ZipFile(path) as archive:

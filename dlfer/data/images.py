@@ -1,4 +1,4 @@
-"""Images: a file decoded safely (what cannot be trusted is refused before it costs memory), resized, equalized."""
+"""Decoding of image files, with unsafe files refused before they take memory; resizing and equalization."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ FORMATS = (
     "CUR", "ICNS", "XBM", "XPM", "MSP", "IM", "FITS", "BLP", "FTEX",
 )
 # fmt: on
-"""Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm. Its readers that run other programs
-(EPS), ask the system (WMF) or hold no pixels (HDF5, GRIB) are not among them."""
+"""Pillow's names of the supported formats; PPM also reads .pgm and .pnm. Left out are formats whose readers run other
+programs (EPS) or rely on the operating system (WMF), or that Pillow cannot decode itself (HDF5, GRIB)."""
 
 MAX_PIXELS, UPLOAD_PIXELS = 200_000_000, 50_000_000
-"""Of a file of one's own, and of what a stranger may send; three bytes of memory each."""
+"""Size limits in pixels: for a local file, and for uploaded contents. A decoded pixel takes three bytes."""
 
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
 _EXIF_WITHIN = 2**17
-"""Bytes of a JPEG that are searched; its EXIF data are in one of the first segments, of 64 KiB at most."""
+"""Number of leading bytes of a JPEG searched for EXIF data, which are in one of the first segments (64 KiB at most)."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,7 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Values of the EXIF tag of the orientation, and what makes such an image upright; from 5 on it lies on a side."""
+"""EXIF orientation value -> the transposition that makes the image upright; values from 5 on swap width and height."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -49,12 +49,12 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the pixels of one image file, upright, as uint8 [H, W, C]; C is 1 for a grey file, else 3.
 
-    The orientation in the EXIF data is applied, an animation gives its first frame, palettes and CMYK become RGB,
-    transparency is laid over white, and more than 8 bits are scaled by their real range (see `decode_pixels`).
+    The EXIF orientation is applied, only the first frame of an animation is read, palettes and CMYK become RGB,
+    transparency is composited over white, and more than 8 bits are scaled by their actual range (see `decode_upright`).
 
     Raises:
-        DataError: the file is damaged, of another format, below 8 pixels a side, above `max_pixels` (seen in its
-            header, before anything is decoded), or of a range of values that cannot be told.
+        DataError: the file is damaged, in an unsupported format, has a side below 8 pixels or more than `max_pixels`
+            (checked in the header, before decoding), or its value range cannot be determined.
     """
     path = Path(path)
     with _open(path, max_pixels) as image:
@@ -62,7 +62,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             return decode_pixels(image, str(path))
         except DataError:
             raise
-        except Exception as error:  # decoders of damaged files raise nearly anything
+        except Exception as error:  # decoders raise almost any exception on damaged files
             raise DataError(
                 f"{path}: the image cannot be decoded ({shorten(error, path)}). The file is damaged or cut short; "
                 "replace or delete it, or set data.skip_unreadable: true."
@@ -70,15 +70,15 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, bool]:
-    """Return (width, height, whether it is grey) of an image file as `read_image` would give it, undecoded.
+    """Return (width, height, is grey) of the image that `read_image` would return, from the header alone.
 
     Raises:
-        DataError: as `read_image`, for what the header tells.
+        DataError: as `read_image`, for problems that show in the header.
     """
     with _open(Path(path), max_pixels) as image:
         width, height = image.size
-        # Pillow decodes a whole PNG in search of EXIF data that stands behind the pixels; that is left to read_image.
-        # It gives the size of a TIFF as it is when it is turned.
+        # Pillow would decode a whole PNG to find EXIF data after the pixels, so only EXIF data before them count here.
+        # For a TIFF its size already includes the orientation.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         if has_exif and find_turn(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
             width, height = height, width
@@ -86,16 +86,17 @@ def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
 
 
 def make_plain(contents: bytes, name: str) -> bytes:
-    """Return an encoded picture that TensorFlow's decoders read as `read_image` does: itself, or else a BMP of its pixels.
+    """Return an encoded image that TensorFlow decodes to the pixels of `read_image`: `contents` or a BMP of the pixels.
 
-    They know nothing of EXIF orientations, drop transparency, and cut 16 bits to their upper 8. What cannot be decoded stays as it is.
+    TensorFlow's decoders ignore the EXIF orientation, drop transparency and keep only the upper 8 of 16 bits. Contents
+    that cannot be decoded are returned unchanged.
 
     Args:
-        contents: of a JPEG, PNG, GIF or BMP.
-        name: of the file, for errors.
+        contents: a JPEG, PNG, GIF or BMP file.
+        name: the file's name, for errors.
 
     Raises:
-        DataError: it has more than 8 bits, of a range of values that cannot be told.
+        DataError: it has more than 8 bits, and its value range cannot be determined.
     """
     if _is_plain(contents):
         return contents
@@ -106,7 +107,7 @@ def make_plain(contents: bytes, name: str) -> bytes:
             pixels = to_channels(decode_pixels(image, name), 3)
     except DataError:
         raise
-    except Exception:  # decoders of damaged files raise nearly anything; TensorFlow's refuses it, too
+    except Exception:  # decoders raise almost any exception on damaged files, which TensorFlow then refuses as well
         return contents
     plain = io.BytesIO()
     Image.fromarray(pixels).save(plain, "BMP")
@@ -114,7 +115,7 @@ def make_plain(contents: bytes, name: str) -> bytes:
 
 
 def _is_plain(contents: bytes) -> bool:
-    """Tell by its first bytes whether a picture is a JPEG without EXIF data, or a PNG of 8 bits without transparency and without them."""
+    """Return whether contents are a JPEG without EXIF data, or an 8-bit PNG without EXIF data and transparency."""
     if contents.startswith(b"\xff\xd8"):
         return b"Exif\0\0" not in contents[:_EXIF_WITHIN]
     is_eight_bits = contents.startswith(b"\x89PNG") and contents[24:26] in (b"\x08\x00", b"\x08\x02")
@@ -122,27 +123,27 @@ def _is_plain(contents: bytes) -> bool:
 
 
 def find_turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what makes an image upright by its EXIF data, None where it is so, or where they are damaged."""
+    """Return the transposition that makes an image upright, from its EXIF data; None if not needed or damaged."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data say nothing of the pixels, which are whole
+    except Exception:  # damaged EXIF data do not mean that the pixels are damaged
         return None
 
 
 def resize_square(pixels: np.ndarray, size: int, aspect: str = "crop") -> np.ndarray:
-    """Return an image, uint8 [H, W, C], as uint8 [size, size, C], its aspect ratio kept; see `resize_to`."""
+    """Resize an image, uint8 [H, W, C], to uint8 [size, size, C] without distortion; see `resize_to`."""
     return resize_to(pixels, (size, size), aspect)
 
 
 def resize_to(pixels: np.ndarray, size: tuple[int, int], aspect: str = "crop") -> np.ndarray:
-    """Return an image, uint8 [H, W, C], as uint8 [*size, C], both axes scaled by the same factor.
+    """Resize an image, uint8 [H, W, C], to uint8 [*size, C], with the same factor for both axes.
 
-    Bilinear, with antialiasing when it shrinks.
+    The interpolation is bilinear, with antialiasing when the image shrinks.
 
     Args:
         size: (height, width) of the result.
-        aspect: how an image of another aspect ratio is fitted. "crop": its largest centred part of that ratio.
-            "pad": the whole image in the centre, and its outermost pixels repeated on two sides.
+        aspect: how an image of another aspect ratio is fitted. "crop": its largest central part of that ratio.
+            "pad": the whole image, centred, with its edge pixels repeated on two sides.
     """
     if pixels.shape[:2] == size:
         return pixels
@@ -156,29 +157,29 @@ def resize_to(pixels: np.ndarray, size: tuple[int, int], aspect: str = "crop") -
 
 
 def resize_all(images: np.ndarray, size: tuple[int, int], aspect: str = "crop") -> np.ndarray:
-    """Return uint8 [N, *size, C] of images [N, H, W, C], each as `resize_to` makes it."""
+    """Resize images, uint8 [N, H, W, C], to uint8 [N, *size, C]; see `resize_to`."""
     if images.shape[1:3] == size:
         return images
     return np.stack([resize_to(image, size, aspect) for image in images])
 
 
 def compute_side(height: int, width: int, aspect: str) -> int:
-    """Return the side in pixels of the square that an image becomes before it is resized: the shorter side under crop."""
+    """Return the side in pixels of the square that `make_square` crops or pads an image to."""
     return max(height, width) if aspect == "pad" else min(height, width)
 
 
 def make_square(images: np.ndarray, aspect: str) -> np.ndarray:
-    """Return images [N, H, W] or [N, H, W, C] as squares [N, S, S] or [N, S, S, C]; no pixel is interpolated.
+    """Crop or pad images [N, H, W] or [N, H, W, C] to squares [N, S, S] or [N, S, S, C], without interpolation.
 
-    Under "crop" S is min(H, W), the largest centred square; under "pad" it is max(H, W), and the outermost pixels
-    are repeated on the two sides where there are none. `dlfer.model.face_input.make_square` does the same in a network.
+    With "crop" S is min(H, W), the largest central square; with "pad" it is max(H, W), and the edge pixels are repeated
+    on two sides. `dlfer.model.face_input.make_square` does the same in a network.
     """
     side = compute_side(*images.shape[1:3], aspect)
     return _cut_centre(images, side, side)
 
 
 def _cut_centre(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return [N, height, width, ...] of [N, H, W, ...]: the central part, edges repeated where the image is smaller."""
+    """Crop images [N, H, W, ...] centrally to [N, height, width, ...]; pad smaller ones by repeating their edges."""
     for axis, wanted in ((1, height), (2, width)):
         found = images.shape[axis]
         first, before = max(0, (found - wanted) // 2), max(0, (wanted - found) // 2)
@@ -191,7 +192,7 @@ def _cut_centre(images: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Return `pixels` (uint8 [H, W, C]) with 1 or 3 channels; grey becomes three equal ones, RGB its luma."""
+    """Convert `pixels` (uint8 [H, W, C]) to 1 or 3 channels: grey is repeated three times, RGB becomes its luma."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
@@ -200,9 +201,12 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
+    """Convert images, uint8 [N, H, W] or [N, H, W, 1 or 3], to uint8 [N, H, W, channels].
 
-    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
+    RGB becomes grey by the luma of ITU-R BT.601, rounded as in Pillow.
+
+    Raises:
+        ModelError: the images are of another dtype or shape.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
@@ -232,14 +236,16 @@ _UNREADABLE_KINDS = {
 
 
 def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Return Pillow's image of a file of which the header alone was read, whatever its size.
+    """Open an image file with Pillow without decoding its pixels and without a size limit.
+
+    PAM and PFM files are an exception: OpenCV decodes them at once.
 
     Raises:
-        DataError: the file is of a kind that is known and not read, such as a raw picture of a camera.
+        DataError: the file is of a known but unsupported kind, e.g. a camera's raw image, or is a damaged PAM or PFM.
     """
     if isinstance(source, Path):
         suffix, kind = source.suffix.casefold(), find_kind(source)
-        if suffix in _TGA_SUFFIXES:  # which has no first bytes to be known by
+        if suffix in _TGA_SUFFIXES:  # TGA has no signature, so only the suffix identifies it
             formats = (*formats, "TGA")
         if kind == "heif" and can_read_heif():
             formats = ("HEIF",)
@@ -247,7 +253,7 @@ def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) 
             raise DataError(f"{source}: {_UNREADABLE_KINDS[kind]}.")
         elif kind == "picture" and (converted := _read_by_opencv(source)) is not None:
             return converted
-    with _OPENING:  # Pillow's own limit is one for the whole process; ours comes before anything is decoded, too
+    with _OPENING:  # Pillow's limit is global to the process; _open checks ours before anything is decoded as well
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(source, formats=formats)
@@ -262,9 +268,9 @@ _OPENCV_HEAD = re.compile(
 
 
 def _read_by_opencv(path: Path) -> Image.Image | None:
-    """Return a picture that OpenCV reads and Pillow does not: PAM, and colour PFM with values in 0..1; None for all others.
+    """Decode a format that OpenCV reads and Pillow does not: PAM, or colour PFM with values in 0..1; None for others.
 
-    Neither is compressed, so that no file of them takes more memory than it is large.
+    Neither is compressed, so the decoded image takes no more memory than the file is large.
     """
     with open(path, "rb") as stream:
         head = _OPENCV_HEAD.match(stream.read(600))
@@ -292,14 +298,14 @@ def _read_by_opencv(path: Path) -> Image.Image | None:
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
-    """Open a file and judge its header; nothing is decoded."""
+    """Open an image file and check the size in its header without decoding the pixels."""
     try:
         image = open_undecoded(path)
     except DataError as error:
         raise DataError(f"{error} Replace or delete it, or set data.skip_unreadable: true.") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
-    except Exception as error:  # as above: readers of headers raise nearly anything
+    except Exception as error:  # header parsers also raise almost any exception
         raise DataError(
             f"{path}: not an image that can be read ({type(error).__name__}); expected JPEG, PNG, TIFF, WEBP, AVIF, "
             "JPEG 2000, BMP, GIF, PGM or another format of docs/images.md. Replace or delete it, or set data.skip_unreadable: true."
@@ -322,21 +328,22 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 
 def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Return an opened image of any mode, upright, as uint8 [H, W, 1 or 3]; see `decode_upright`."""
+    """Decode an opened image of any mode to upright pixels, uint8 [H, W, 1 or 3]; see `decode_upright`."""
     return to_array(decode_upright(image, name))
 
 
 def decode_upright(image: Image.Image, name: str) -> Image.Image:
-    """Return an opened image of any mode, decoded and upright, with 8 bits a channel; `to_array` takes it, or rows of it.
+    """Decode an opened image of any mode to upright pixels with 8 bits per channel, as `to_array` expects them.
 
-    Of more than 8 bits a channel the range is that of the file's tags: TIFF's BitsPerSample, SMaxSampleValue and
-    MaxSampleValue, PNG's sBIT, the largest value that a PGM names. Without them 16 bits are cut to their upper 8,
-    and floats are expected in 0..1.
+    For more than 8 bits per channel the range comes from the file: TIFF's BitsPerSample, SMaxSampleValue and
+    MaxSampleValue, PNG's sBIT, the largest value that a PGM names. Without them only the upper 8 of 16 bits are kept,
+    and floats must be in 0..1.
 
     Raises:
-        DataError: the values are so small that the file probably holds 8 to 14 bits in 16, or are not in 0..1.
+        DataError: the values are so small that the file probably holds 8 to 14 bits in 16; floats are not finite or not
+            in 0..1; or the file needs OpenCV, which is missing or cannot decode it.
     """
-    if image.tell() > 0 and image.format != "PSD":  # whose frame 1 is the whole picture, and the others its layers
+    if image.tell() > 0 and image.format != "PSD":  # a PSD's frame 1 is the composite image, the others are its layers
         image.seek(0)
     is_png = image.format == "PNG"
     bits = _read_significant_bits(image) if is_png else None
@@ -346,7 +353,7 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     deep_colour = "16" in rawmode and image.format not in ("SGI", "PSD") and image.mode in ("RGB", "RGBA", "RGBX", "LA")
     contents = _read_all(image) if deep_colour else b""
     image.load()
-    turn = None if image.format == "TIFF" else find_turn(image)  # Pillow turns a TIFF itself
+    turn = None if image.format == "TIFF" else find_turn(image)  # Pillow applies a TIFF's orientation itself
     values = None
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -355,14 +362,14 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     if values is not None:
         white = 65535.0 if is_ranged else _find_white(image, values, bits, name)
         scaled = _scale(values, white)
-        # Pillow does so itself with 8 bits.
+        # With 8 bits Pillow inverts such images itself.
         is_negative = image.mode.startswith("I") and _find_tag(image, (_PHOTOMETRIC_TAG,)) == 0
         image = Image.fromarray(255 - scaled if is_negative else scaled)
     return image if turn is None else image.transpose(turn)
 
 
 def _find_rawmode(parameters: object) -> str:
-    """Return how Pillow's decoder names the file's pixels; its parameters are that name, or begin with it, or have none."""
+    """Return Pillow's raw mode from a decoder's parameters (the mode or a tuple that begins with it), "" if absent."""
     first = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
     return first if isinstance(first, str) else ""
 
@@ -374,7 +381,7 @@ _LEAST_OF_16_BITS = 1 << 14
 
 
 def _find_tag(image: Image.Image, tags: Sequence[int]) -> float | None:
-    """Return the largest value of the first of some TIFF tags that an image has."""
+    """Return the largest value of the first of `tags` that a TIFF has; None without any of them."""
     found = getattr(image, "tag_v2", {})
     for tag in tags:
         if tag in found:
@@ -383,7 +390,7 @@ def _find_tag(image: Image.Image, tags: Sequence[int]) -> float | None:
 
 
 def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: str) -> float:
-    """Return the value that means white; raise DataError where the file does not tell and the picture would be dark."""
+    """Return the pixel value of white; raise DataError if it is not in the file and a guess could be wrong."""
     if not np.isfinite(values).all():
         raise DataError(
             f"{name}: found pixels that are NaN or infinite, expected finite numbers. Save the picture with 8 bits."
@@ -416,7 +423,7 @@ def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: 
 
 
 def _fills_16_bits(values: np.ndarray, bits: int) -> bool:
-    """Tell whether values of so many significant bits are scaled to 16, as PNG has it: their lower bits say nothing new."""
+    """Return whether values of `bits` significant bits are scaled to 16 as in PNG: shifted or repeated."""
     is_repeated = is_shifted = True
     for rows in _cut_rows(values):
         wide = rows.astype(np.int64)
@@ -427,7 +434,7 @@ def _fills_16_bits(values: np.ndarray, bits: int) -> bool:
 
 
 def _scale(values: np.ndarray, white: float) -> np.ndarray:
-    """Return uint8 of values in 0..white; 16 bits are cut to their upper 8."""
+    """Scale values in 0..white to uint8; integers are rounded down, so 16 bits keep their upper 8."""
     scaled = np.empty(values.shape, np.uint8)
     for rows, result in zip(_cut_rows(values), _cut_rows(scaled), strict=True):
         exact = rows.astype(np.float64)
@@ -439,14 +446,14 @@ def _scale(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def _cut_rows(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield views of [H, W, ...] of at most about a million values each, so that wide copies of them stay small."""
+    """Yield blocks of rows (views of [H, W, ...]) of about a million values, so that wider copies stay small."""
     rows = max(1, 2**20 // max(1, values[0].size))
     for first in range(0, len(values), rows):
         yield values[first : first + rows]
 
 
 def _find_largest(image: Image.Image) -> int:
-    """Return the largest of the 8 bits that Pillow gives of a colour image, its transparency left aside; 255 if it is black."""
+    """Return the largest 8-bit value that Pillow decoded in a colour image, without alpha; 255 if it is black."""
     return max(high for _, high in image.convert("RGB").getextrema()) or 255
 
 
@@ -459,7 +466,7 @@ def _read_all(image: Image.Image) -> bytes:
 
 
 def _decode_deep(contents: bytes, name: str) -> np.ndarray:
-    """Return uint16 [H, W, 3] of a file with 16 bits a colour, of which Pillow gives the upper 8; transparency is dropped."""
+    """Decode a file with 16 bits per channel, of which Pillow keeps only 8, to uint16 [H, W, 3] RGB without alpha."""
     try:
         import cv2
     except ImportError as error:
@@ -473,7 +480,7 @@ def _decode_deep(contents: bytes, name: str) -> np.ndarray:
 
 
 def _read_significant_bits(image: Image.Image) -> int | None:
-    """Return the largest number in a PNG's chunk sBIT, None without one; the position in the file is kept."""
+    """Return the largest number in a PNG's sBIT chunk, None without one; the file position is restored."""
     place = image.fp.tell()
     image.fp.seek(8)
     found = None
@@ -488,7 +495,7 @@ def _read_significant_bits(image: Image.Image) -> int | None:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """Return a decoded image of 8 bits a channel as uint8 [H, W, 1 or 3]; what is transparent lies over white."""
+    """Convert a decoded 8-bit image to uint8 [H, W, 1 or 3], with transparency composited over white."""
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La", "1")
         rgba = image.convert("RGBA")
@@ -504,15 +511,15 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 CLIP_LIMIT = 2.0
 TILES = 4
-"""CLAHE: a tile's grey level may hold this many times its even share; tiles a side, 12 pixels each of 48."""
+"""CLAHE: clip limit, as a multiple of a grey level's mean count in a tile; tiles per side (12 px each for 48 px)."""
 
 
 def equalize(image: np.ndarray, method: str) -> np.ndarray:
-    """Return an image whose grey levels are spread over the whole range; in colour the luma is, and the chroma stays.
+    """Equalize the grey levels of an image over the whole range; of a colour image the luma, with the chroma kept.
 
     Args:
         image: uint8 [H, W, 1 or 3].
-        method: "histogram" (over the whole image), "clahe" (in 4x4 tiles, contrast limited) or "none".
+        method: "histogram" (over the whole image), "clahe" (contrast-limited, in 4x4 tiles) or "none".
 
     Raises:
         DataError: the method is none of these.

@@ -1,4 +1,4 @@
-"""Label names: known spellings, aliases, classes left out, and the mapping of targets by name."""
+"""Names of labels: known spellings, aliases, dropped classes, and the mapping of targets by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPELLINGS = {
     "Surprise": ("surprise", "surprised"),
     "Neutral": ("neutral",),
 }
-"""FER2013's labels and how other data sets spell them, in lower case."""
+"""FER2013's labels -> their spellings in other data sets, in lower case."""
 
 DROPPED = "of classes in data.labels.drop"
 
@@ -33,16 +33,15 @@ CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spell
 
 
 def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | None]:
-    """Return, for each class name of the data, the label to use, or None where the class is left out.
+    """Return the label of each class name of the data, or None for a dropped class.
 
-    Names are compared in Unicode NFC, without regard to case and to spaces around; those that are alike become one label.
-    The names of `labels.aliases` come first; an alias that means the label of another class, as "disgust" means Disgust, is
-    that label, however it is spelt. Then, if the names are recognisably expressions (at
-    least two, and at least half of all, are known spellings), "happiness" becomes "Happy" and so
-    on, whatever their case. All other names stay as they are.
+    Names are compared by `fold_name`; equal ones become one label. If the names are recognisably expressions (at least
+    two, and at least half of all, are known spellings), known spellings become FER2013's labels, e.g. "happiness"
+    becomes "Happy". `labels.aliases` take precedence; an alias that is another spelling of an existing label, as
+    "disgust" of Disgust, becomes that label. All other names are kept.
 
     Raises:
-        DataError: an alias or a class to drop that the data does not have, or nothing is left.
+        DataError: an alias or a class to drop is not in the data, or every class is dropped.
     """
     names = sorted(set(names))
     folded = {name: fold_name(name) for name in names}
@@ -75,12 +74,12 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
 
 
 def _name_meaning(label: str, expressions: bool) -> str:
-    """Return what two labels have in common that are one but for their spelling."""
+    """Return a key that is equal for all spellings of a label."""
     return CANONICAL.get(fold_name(label), fold_name(label)) if expressions else fold_name(label)
 
 
 def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> list[str]:
-    """Return a sentence for each label that several names of the data became, other than by an alias."""
+    """Return a sentence for each label to which several class names of the data were mapped without an alias."""
     aliased = {fold_name(name) for name in labels.aliases}
     by_label: dict[str, list[str]] = {}
     for name, label in mapping.items():
@@ -94,11 +93,11 @@ def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> 
 
 
 def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int]) -> list[str]:
-    """Return a sentence on the classes that are no expression by name, where the others are; none is there otherwise.
+    """Return a sentence about class names that are no known expression, if at least two others are; else no sentence.
 
     Args:
-        mapping: as `match_labels` returns it.
-        counts: name of a class -> number of images.
+        mapping: the result of `match_labels`.
+        counts: class name -> number of images.
     """
     known = {label for label in mapping.values() if label in SPELLINGS}
     odd = [name for name, label in mapping.items() if label not in (None, *SPELLINGS) and fold_name(name) != "contempt"]
@@ -114,12 +113,12 @@ def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int
 
 
 def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels sorted by name without regard to case, as class folders sort."""
+    """Return the distinct labels sorted by name, ignoring case."""
     return tuple(sorted(set(labels), key=lambda label: (label.casefold(), label)))
 
 
 def index_labels(names: Sequence[str], labels: LabelsConfig) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the labels to use, in the order of the data's names, and the index int64 of each name in them (-1: left out).
+    """Return the labels in the order of `names`, and int64 [len(names)], each name's index in them (-1: dropped).
 
     Raises:
         DataError: as `match_labels`.
@@ -130,9 +129,9 @@ def index_labels(names: Sequence[str], labels: LabelsConfig) -> tuple[tuple[str,
 
 
 def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
-    """Return the bundle of in-memory splits with aliases applied and dropped classes left out.
+    """Apply aliases to a bundle of in-memory splits and leave out dropped classes.
 
-    The order of the labels stays that of the source.
+    The order of the labels remains that of the source.
 
     Raises:
         DataError: as `match_labels`.
@@ -158,11 +157,11 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
 def map_targets(split: Split, from_labels: Sequence[str], to_labels: Sequence[str]) -> Split:
     """Return `split` with targets that index `to_labels` (a model's) instead of `from_labels` (the data's).
 
-    Labels are mapped by name; spellings of the same expression (happy, Happiness) are one name. The model may know
-    more labels than the data has, and the data may name labels of which the split has no image.
+    Labels are mapped by name; spellings of the same expression (happy, Happiness) are equal. The model may have labels
+    that the data lacks, and the data may have labels that the model lacks if no image of the split has them.
 
     Raises:
-        ModelError: a label that has images is none of the model's.
+        ModelError: the model lacks a label that has images.
     """
     present = np.unique(split.targets)
     lookup = np.full(len(from_labels), -1, np.int64)
@@ -176,12 +175,12 @@ def compute_label_map(
     """Return int64 [len(from_labels)]: the index in `to_labels` of each of `from_labels`, by name.
 
     Args:
-        from_labels: those that have images.
-        to_labels: the model's.
-        data: all labels of the data, for the error; None: `from_labels`.
+        from_labels: the labels of the data that have images.
+        to_labels: the labels of the model.
+        data: all labels of the data, for the error message; None: `from_labels`.
 
     Raises:
-        ModelError: one of `from_labels` is none of `to_labels`.
+        ModelError: one of `from_labels` is not in `to_labels`.
     """
     sources, wanted = list(from_labels), list(to_labels)
     if not set(sources) <= set(wanted):
@@ -197,7 +196,7 @@ def compute_label_map(
 
 
 def _canonical(names: list[str]) -> list[str]:
-    """Return the names in FER2013's spelling where that keeps them distinct."""
+    """Return the names in FER2013's spelling (unknown ones folded), or unchanged if two would become equal."""
     changed = [CANONICAL.get(fold_name(name), fold_name(name)) for name in names]
     return changed if len(set(changed)) == len(names) else names
 

@@ -1,4 +1,4 @@
-"""Pictures as a caller in Python has them: one or several, arrays, Pillow's images or paths; what they are not, is said."""
+"""Conversion of a caller's images (arrays, Pillow images, paths) to uint8 arrays, and the base class of all models."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ _CHANNELS = (1, 3, 4)
 def to_pictures(
     given: Any, *, read: Callable[[str | Path], np.ndarray] = read_image, name: str = "images"
 ) -> np.ndarray | list[np.ndarray]:
-    """Return pictures that a caller gave: an array where all are of one size, else a list.
+    """Convert a caller's images to one array, or to a list of arrays if a list or tuple is given.
 
-    An array [H, W, C] with C 1, 3 or 4 is one picture, and of another C below 8 none: no picture is so narrow. Transparency is laid over white.
+    An array with three axes is one image if the last is 1, 3 or 4 long, and N grey images if it is at least 8 long
+    (images are not narrower). Transparency is composited over white.
 
     Args:
-        given: uint8 [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA); one of Pillow's
-            images; a path; or a list or tuple of single pictures of any of these kinds and sizes.
-        read: gives the pixels of a path, uint8 [H, W, 1 or 3].
-        name: what they are called in errors.
+        given: uint8 [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA); a Pillow image;
+            a path; or a list or tuple of single images of any of these kinds and sizes.
+        read: returns the pixels of a path, uint8 [H, W, 1 or 3].
+        name: the argument's name in errors.
 
     Returns:
         uint8 [N, H, W, 1 or 3], or a list of uint8 [H, W, 1 or 3].
 
     Raises:
-        DataError: they are something else, with what was found; or a file cannot be read.
+        DataError: `given` is something else (the message says what was found), or a file cannot be read.
     """
     if isinstance(given, list | tuple):
         if not given:
@@ -60,34 +61,34 @@ def to_pictures(
 
 
 class PictureModel(ShownModel, ABC):
-    """What predicts pictures, whatever computes it: its subclasses have `labels`, `channels`, `temperature_fit` and `about`."""
+    """Base class of image classifiers; subclasses define `labels`, `channels`, `temperature_fit` and `about`."""
 
     crop: float | None = None
-    """Side of the central part of an image that it looks at, in 0..1; None: at the whole image, or not known."""
+    """Side of the central crop that the model sees, as a fraction of the image's; None: whole image, or not known."""
     takes_any_size: bool = True
-    """Whether images of any size go into its network; else they are resized to the one that it takes before."""
+    """Whether the network accepts images of any size; otherwise they are resized to its input size first."""
 
     @property
     def temperature(self) -> float:
-        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
+        """The temperature by which `predict(images, calibrated=True)` divides the logits; 1 if none was fitted."""
         return self.temperature_fit.value if self.temperature_fit else 1.0
 
     def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return the probabilities of each label.
 
         Args:
-            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over white), any size; one
-                picture, uint8 [H, W] or [H, W, C], one of Pillow's images, or a path; or a list of these. Of images that
-                are not square it looks at the central square, or at the whole image padded to one (`aspect`).
-            batch_size: images at a time.
-            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
-                the most probable label stays.
+            images: uint8 [N, H, W] or [N, H, W, C] of any size with C 1 (grey), 3 (RGB) or 4 (RGBA, composited over
+                white); one image, uint8 [H, W] or [H, W, C], a Pillow image, or a path; or a list of these. Images that
+                are not square are cropped to the central square or padded to a square, as `aspect` says.
+            batch_size: number of images per batch.
+            calibrated: divide the logits by the temperature that was fitted on validation, which does not change the
+                most probable label.
 
         Returns:
             float32 [N, number of labels], rows sum to one.
 
         Raises:
-            DataError: the images are not of that form, or `batch_size` is no whole number from 1.
+            DataError: the images are not of that form, or `batch_size` is not a whole number of at least 1.
             ModelError: the outputs are not finite, or do not fit the labels.
 
         Example:
@@ -110,17 +111,17 @@ class PictureModel(ShownModel, ABC):
 
     @abstractmethod
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W, channels], N at least 1."""
+        """Return the probabilities, float32 [N, C], rows sum to one, of uint8 [N, H, W, channels] with N >= 1."""
 
 
 def predict_by_size(
     predict: Callable[[np.ndarray], np.ndarray], pictures: Sequence[np.ndarray], num_labels: int
 ) -> np.ndarray:
-    """Return float32 [N, C] of pictures of several sizes, in their order; those of one shape are predicted together.
+    """Return the probabilities, float32 [N, C], of images of several sizes, predicted in one batch per shape.
 
     Args:
         predict: uint8 [N, H, W, channels] -> float [N, C].
-        pictures: uint8 [H, W, channels].
+        pictures: uint8 [H, W, channels] each; the rows of the result are in their order.
     """
     answers = np.zeros((len(pictures), num_labels), np.float32)
     shapes = [picture.shape for picture in pictures]
@@ -131,13 +132,13 @@ def predict_by_size(
 
 
 def check_batch_size(batch_size: Any) -> None:
-    """Raise DataError unless it is a whole number above 0."""
+    """Raise DataError unless `batch_size` is a whole number of at least 1."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise DataError(f"batch_size: found {batch_size!r}, expected a whole number of images from 1.")
 
 
 def _to_picture(given: Any, name: str, read: Callable[[str | Path], np.ndarray]) -> np.ndarray:
-    """Return one picture as uint8 [H, W, 1 or 3]."""
+    """Convert one image of any supported kind to uint8 [H, W, 1 or 3]."""
     if isinstance(given, str) and not given.strip():
         raise DataError(f"{name}: found an empty text, expected the path of a picture.")
     if isinstance(given, str | Path):
@@ -158,7 +159,7 @@ def _is_one(array: np.ndarray) -> bool:
 
 
 def _convert(image: Image.Image, name: str) -> np.ndarray:
-    """Return one of Pillow's images, upright, as uint8 [H, W, 3]."""
+    """Convert a Pillow image to upright pixels, uint8 [H, W, 3]."""
     if image.mode == "F" or image.mode.startswith("I"):
         raise DataError(
             f"{name}: found Pillow's image of mode {image.mode}, expected 8 bits a channel: image.convert('RGB')."
@@ -173,19 +174,19 @@ def _convert(image: Image.Image, name: str) -> np.ndarray:
         if "A" in upright.mode or "a" in upright.mode or "transparency" in upright.info:
             return _lay_over_white(np.asarray(upright.convert("RGBA")))
         return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # an image that was opened is decoded only now
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes an opened image only now
         raise DataError(f"{name}: Pillow's image cannot be decoded ({shorten(error)}); open the file again.") from error
 
 
 def _lay_over_white(pixels: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W, 3] of uint8 [H, W, 4], RGBA."""
+    """Composite RGBA pixels, uint8 [H, W, 4], over white; return uint8 [H, W, 3]."""
     image = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
 
 def _check_array(given: Any, name: str) -> np.ndarray:
-    """Return what is an array, or is like one, if it is of uint8."""
+    """Return an array or array-like object as a NumPy array; raise DataError unless it is of dtype uint8."""
     if not isinstance(given, np.ndarray) and not hasattr(given, "__array__"):
         raise DataError(f"{name}: found {_name_kind(given)}, {EXPECTED}.")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
@@ -211,7 +212,7 @@ def _name_kind(given: Any) -> str:
 
 
 def _describe(array: np.ndarray, name: str) -> str:
-    """Return what was found of an array that is no picture, what was expected, and how to get there."""
+    """Return an error message for an array of the wrong form: what was found, what was expected, how to convert it."""
     found = f"{name}: found {array.dtype} of shape {list(array.shape)}"
     advice = ""
     if array.size and array.dtype.kind in "iuf":

@@ -1,6 +1,6 @@
-"""From a split to the batches of one epoch: class balance, order, drawn augmentation, targets.
+"""The batches of one training epoch: class balance, order, augmentation parameters, targets.
 
-Everything here is a function of (seed, epoch, step), so an epoch can be entered in the middle.
+All results depend only on (seed, epoch, step), so an epoch can be resumed in the middle.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ ROTATION_DEGREES = 10.0
 ZOOM = 0.2
 SHIFT = 0.1
 MIRROR = 0.5
-"""The DLFER paper's augmentation; what falls outside the image is its nearest edge."""
+"""Augmentation of the DLFER paper; points outside of the image take the nearest edge pixel."""
 
 _NUM_PARAMETERS = 5
 
 
 def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the rows (int64 [M], not shuffled) of a training split that one epoch takes.
+    """Return the rows (int64 [M], not shuffled) of a training split that are used in one epoch.
 
     Args:
         targets: int [N].
-        how: none, class_weight: every row once. augment: rows repeat until each class is as large
-            as the largest, every row at least once; which rows repeat once more changes by epoch.
-            undersample: as many of each class as the smallest has, the same in every epoch.
+        how: none, class_weight: every row once. augment: rows are repeated until each class is as large
+            as the largest, every row at least once; the rows repeated once more vary by epoch.
+            undersample: as many rows of each class as the smallest has, the same in every epoch.
             sampler: N rows drawn with replacement in each epoch, with equal probability for each class.
-        seed: with `epoch`, all that the draw depends on.
+        seed: determines the draw together with `epoch`.
         epoch: number of the epoch, from 0.
 
     Raises:
@@ -63,13 +63,13 @@ def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> 
 
 
 def compute_class_weights(totals: np.ndarray) -> np.ndarray:
-    """Return float32 [C], weights inversely proportional to the classes' totals, so that each weighted total is equal.
+    """Return float32 [C], class weights inversely proportional to the classes' totals.
 
-    The mean over all images is 1: N / (classes present * total), as scikit-learn's "balanced" for counts; a class
-    without images has weight 0.
+    The weights are N / (classes present * total), like scikit-learn's "balanced", so that their mean over all images
+    is 1; a class without images has weight 0.
 
     Args:
-        totals: [C], the number of images of each class, or the sum of the soft targets; their sum is N.
+        totals: [C], the number of images of each class, or the sum of its soft targets; their sum is N.
     """
     totals = np.asarray(totals, np.float64)
     present = totals > 0
@@ -79,7 +79,7 @@ def compute_class_weights(totals: np.ndarray) -> np.ndarray:
 
 
 def draw_smallest(split: Split, *, seed: int) -> Split:
-    """Return as many images of each class as the smallest class has, drawn by the seed and their ids alone."""
+    """Draw as many images of each class as the smallest class has; the draw depends only on the seed and the ids."""
     counts = np.bincount(split.targets)
     ranks = np.array([_draw_uniforms(str(name), seed, purpose="smallest")[0] for name in split.ids])
     order = np.lexsort((split.ids, ranks))
@@ -89,11 +89,11 @@ def draw_smallest(split: Split, *, seed: int) -> Split:
 
 
 def add_copies(split: Split, *, seed: int) -> Split:
-    """Return `split` with augmented copies, so that each class is as large as the largest.
+    """Return `split` with augmented copies added until each class is as large as the largest.
 
-    A copy has the id "<source id>#<number>", number from 1, and is warped at random as the DLFER
-    paper augments; its warp depends on the seed and its id alone, and which images are copied once
-    more than others on the seed and their ids.
+    A copy has the id "<source id>#<number>", with numbers from 1, and a random warp with the augmentation
+    of the DLFER paper. The warp depends only on the seed and the copy's id; the choice of images that are
+    copied once more than others depends only on the seed and the ids.
     """
     counts = np.bincount(split.targets)
     ranks = np.array([_draw_uniforms(str(name), seed, purpose="copies")[0] for name in split.ids])
@@ -120,12 +120,12 @@ def add_copies(split: Split, *, seed: int) -> Split:
 
 
 def compute_warp(images: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Return each image rotated, zoomed, shifted and perhaps mirrored, bilinear, as uint8 of the same shape.
+    """Rotate, zoom, shift and possibly flip each image, with bilinear interpolation; return uint8 of the same shape.
 
     Args:
         images: uint8 [N, H, W, C].
         uniforms: float [N, 5] in [0, 1): rotation, zoom, mirror, shift down, shift right. 0.5 is the
-            middle of a range, so that a row of 0.5 leaves the image as it is.
+            middle of each range, so a row of 0.5 leaves its image unchanged.
     """
     count, height, width, _ = images.shape
     angle = np.deg2rad(ROTATION_DEGREES) * (2 * uniforms[:, 0] - 1)
@@ -149,22 +149,22 @@ def compute_warp(images: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 
 
 def _draw_uniforms(name: str, seed: int, *, purpose: str) -> np.ndarray:
-    """Return float64 [5] in [0, 1) that depend on the arguments alone, alike on every platform."""
+    """Return five pseudorandom numbers, float64 [5] in [0, 1), that depend only on the arguments, on every platform."""
     digest = hashlib.blake2b(f"{purpose}:{seed}:{name}".encode(), digest_size=8 * _NUM_PARAMETERS).digest()
     return (np.frombuffer(digest, "<u8") >> np.uint64(11)) / 2.0**53
 
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
-# Streams of randomness of one stage; each has its own so that one cannot disturb another.
+# Separate random streams of a stage, so that a change in the use of one does not affect the other.
 _ORDER, _AUGMENT = 1, 2
 
 
 def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share = WHOLE) -> int:
-    """Return the training steps of one epoch, the same on every host.
+    """Return the number of training steps of one epoch, which is the same on every host.
 
-    An incomplete last batch is left out, unless it is the only one. Of streamed images each host reads a part of
-    its own, so that its incomplete last batch is left out, too.
+    An incomplete last batch is left out unless it is the only one. Of streamed images each host reads its own share
+    and leaves out the incomplete last batch of that share.
     """
     if _is_streamed(split):
         return max(1, len(split.balance(config.balance)) // share.count // max(1, config.batch_size // share.count))
@@ -172,13 +172,13 @@ def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share 
 
 
 def count_batch_images(split: Split | StreamedSplit, config: StageConfig) -> int:
-    """Return the images of one training step, on all hosts and devices together."""
+    """Return the number of images in one training step, over all hosts and devices."""
     rows = split.balance(config.balance) if _is_streamed(split) else _epoch_indices(split, config, seed=0, epoch=0)
     return min(config.batch_size, len(rows))
 
 
 def take_share(split: Split | StreamedSplit, share: Share) -> Split | StreamedSplit:
-    """Return the images of a split that one host has; `split` itself if there is no other host."""
+    """Return one host's share of the images of a split; `split` itself if there is only one host."""
     if share.count == 1:
         return split
     if _is_streamed(split):
@@ -187,13 +187,14 @@ def take_share(split: Split | StreamedSplit, share: Share) -> Split | StreamedSp
 
 
 def divide_rows(num_rows: int, num_parts: int) -> list[np.ndarray]:
-    """Divide the rows of a batch into parts that hold each row together with its partner in mixup and cutmix.
+    """Divide the rows of a batch into parts that keep each row together with its partner in mixup and cutmix.
 
-    Row i is mixed with row num_rows - 1 - i, the batch read backwards. A part takes some rows from the front and
-    their partners from the back, so that partners are each other's also where the part is read backwards.
+    Row i is mixed with row num_rows - 1 - i, that is, with the reversed batch. A part contains rows from the front and
+    their partners from the back, so that reversing the part pairs the same rows.
 
     Returns:
-        int [n] each, increasing; the numbers of rows differ by two at most, and none is 0 from two rows a part on.
+        The increasing row numbers, int [n], of each part. Sizes differ by at most two, and no part is empty if there
+        are at least two rows per part.
     """
     fronts = np.array_split(np.arange((num_rows + 1) // 2), num_parts)
     return [np.union1d(front, num_rows - 1 - front) for front in fronts]
@@ -213,16 +214,16 @@ def iterate_epoch(
 
     Args:
         config: batch size, balance, augmentation, crop and image size of the stage.
-        seed, epoch: fix order and augmentation.
-        start_step: batches to leave out at the beginning.
-        share: of several hosts, which one's rows to yield; B is smaller then.
+        seed, epoch: determine the order and the augmentation.
+        start_step: number of batches to skip at the beginning.
+        share: the host whose rows are yielded; with several hosts B is smaller than the batch size.
 
     Yields:
-        (inputs, targets): inputs is {"image": uint8 [B, H, W, channels]} with the arrays of
-        `draw_augmentation`; targets float32 [B, C], rows sum to one.
+        (inputs, targets): inputs is {"image": uint8 [B, H, W, channels]} together with the arrays of
+        `draw_augmentation`; targets is float32 [B, C], rows sum to one.
     """
     is_streamed = _is_streamed(split)
-    # A streamed host draws for its own images alone; the first host's numbers are those of a single one.
+    # With streaming each host draws only for its own images; the first host draws as if it were the only one.
     own = [share.index] if is_streamed and share.index else []
     if is_streamed:
         batches = _stream(split, config, seed, epoch, start_step=start_step, share=share)
@@ -264,22 +265,22 @@ def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, *,
     batches = take_share(split.balance(config.balance), share).batches(
         size, seed=seed, epoch=epoch, start_step=start_step, training=True
     )
-    # Where the images do not divide, some hosts hold one more; none may do a step more than the others.
+    # Some hosts may have one image more than others, but all hosts must take the same number of steps.
     for images, targets, _ in itertools.islice(batches, count_steps(split, config, share) - start_step):
         yield images, targets, None
 
 
 def _epoch_indices(split: Split, config: StageConfig, *, seed: int, epoch: int) -> np.ndarray:
-    # That reading of the paper balances before it splits; the copies stand in the split already.
+    # after_balance balances before it divides the data, so the split contains the copies already.
     how = "none" if config.data.split == "after_balance" else config.balance
     return balance_indices(split.targets, how, seed=seed, epoch=epoch)
 
 
 def find_class_weights(split: Split | StreamedSplit, config: StageConfig, num_labels: int) -> np.ndarray | None:
-    """Return what each class counts in the loss under `balance: class_weight`, float32 [C]; None otherwise.
+    """Return the class weights of the loss for `balance: class_weight`, float32 [C]; None for other balances.
 
-    Mixup and cutmix do not change the expected total of a class, since each image gives to its partner what it
-    gets from it in the mean; soft targets do.
+    Soft targets change the totals of the classes, whereas mixup and cutmix do not change their expectation, since
+    partners exchange equal shares on average.
     """
     if config.balance != "class_weight":
         return None

@@ -1,4 +1,4 @@
-"""The registered data sources, and the one call from a data section to the splits of an experiment."""
+"""The registered data sources, and `load_data`, which loads the splits of an experiment from its data section."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Loader = Callable[[DataConfig, int], DataBundle]
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A registered source.
+    """A registered data source.
 
     Attributes:
         summary: one line for `dlfer show sources`.
-        needs: the files it needs, in words.
+        needs: a description of the files it needs.
         load: (config, image_size) -> DataBundle in the source's own splits.
-        own_labels: it applies config.labels itself, before it decodes or streams.
+        own_labels: whether the source applies config.labels itself, before decoding or streaming.
     """
 
     summary: str
@@ -88,21 +88,22 @@ SOURCES: dict[str, SourceSpec] = {
 def load_data(
     config: DataConfig, *, image_size: int, balance: str = "none", say: Callable[[str], None] | None = None
 ) -> DataBundle:
-    """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
+    """Load the data of a data section and divide it by the protocol into train, validation and test.
 
-    `config.num_images` limits the source's own splits, in whose images `config.faces` then finds the faces, and
-    `config.fraction` draws from all of them, before anything is split. Streamed images keep
-    their own splits, so they take the official protocol only.
+    The steps are, in this order: `config.num_images` limits the source's own splits, `config.faces` replaces images by
+    faces, `config.size` resizes them, `config.fraction` draws from all of them, the protocol divides them, and
+    `config.drop_duplicates` and `config.soft_targets` change train. Streamed images keep the source's splits.
 
     Args:
-        image_size: side in pixels that the network sees.
-        balance: the stage's; the protocol may forbid it or need it.
+        image_size: side in pixels of the network's input.
+        balance: that of the stage; the protocol may forbid or require it.
+        say: receives messages on the progress of the face detection.
 
     Raises:
-        EnvironmentProblem: the package that finds faces is not installed.
-        MissingDataError: the data is not there; the message says where to obtain it.
-        DataError: rows, files or labels are wrong, or a class of train is empty.
-        ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
+        EnvironmentProblem: the package of the face detector is not installed.
+        MissingDataError: the data does not exist; the message says where to obtain it.
+        DataError: rows, files or labels are invalid, or a class of train is empty.
+        ProtocolError: the protocol forbids the split or the balance, or the source does not support it.
     """
     bundle = load_source_splits(config, image_size=image_size)
     if bundle.train is None:
@@ -137,12 +138,12 @@ def load_data(
 
 
 def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
-    """Return the bundle with the images that it has not and that it had before counted as left out."""
+    """Count the images that are in `before` but no longer in `bundle` as left out, for `reason`."""
     left = Counter(name for split in bundle.splits.values() for name in split.ids.tolist())
     lost = []
     for split in before.splits.values():
         for name in split.ids.tolist():
-            # Where ids recur among the splits, pooling them puts the name of the split before each.
+            # If an id occurs in several splits, pooling them prefixes all ids with the names of their splits.
             found = name if left[name] else f"{split.name}/{name}"
             if left[found]:
                 left[found] -= 1
@@ -152,7 +153,7 @@ def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> Data
 
 
 def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
-    """Return `split` with its images as squares of `size` pixels, see `resize_square`."""
+    """Return `split` with its images resized to squares of `size` pixels, see `resize_square`."""
     images = np.zeros((len(split), size, size, split.images.shape[-1]), np.uint8)
     for row, pixels in enumerate(split.images):
         images[row] = resize_square(pixels, size, aspect)
@@ -160,7 +161,7 @@ def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
 
 
 def _describe_aspect(bundle: DataBundle, aspect: str) -> tuple[str, ...]:
-    """Return a note of what a network sees of images that are stored as they are, and are not square."""
+    """Return a note on how the network's input is made from images that are not square; empty if they are square."""
     height, width = bundle.train.images.shape[1:3]
     if height == width:
         return ()
@@ -177,10 +178,10 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
     """Return a note for each split that lacks classes.
 
     Args:
-        limited: train was cut down on purpose, so that it may lack classes.
+        limited: whether train was limited on purpose, so that it may lack classes.
 
     Raises:
-        DataError: fewer than two classes, a target without a label, or a class that train lacks.
+        DataError: there are fewer than two classes, a split is empty, a target has no label, or train lacks a class.
     """
     labels = bundle.labels
     if len(labels) < 2:
@@ -218,7 +219,7 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
 
 
 def check_shapes(bundle: DataBundle, path: Path | str) -> None:
-    """Raise DataError where splits have images of different sizes or channels; `path` is of the data, for the message."""
+    """Raise DataError if splits differ in their images' size or channels; the message names the data by `path`."""
     held = {key: split.images.shape[1:] for key, split in bundle.splits.items() if isinstance(split, Split)}
     first = next(iter(held), None)
     for key, shape in held.items():
@@ -234,7 +235,7 @@ def check_shapes(bundle: DataBundle, path: Path | str) -> None:
 
 
 def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
-    """Return what to do about classes without images; dropping them is right only if numbers mean what is assumed."""
+    """Return advice on classes without images; numeric labels may be in another code, which dropping would not fix."""
     drop = f"set data.labels.drop: [{', '.join(empty)}]."
     if bundle.reading.what == "files" or bundle.source == "tfds":
         return f"Add some, or {drop}"
@@ -246,7 +247,7 @@ def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
 
 
 def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> None:
-    """Raise where something was asked of streamed images that only images in memory can give."""
+    """Raise ProtocolError if a setting needs images in memory, but they are streamed."""
     asked = f"balance: {balance}" if balance == "undersample" else config.needs_memory
     if asked is not None:
         num_images = sum(map(len, bundle.splits.values()))
@@ -258,12 +259,13 @@ def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> 
 
 
 def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None) -> str | None:
-    """Make the records of a data set of tensorflow_datasets where they are not there; return where they lie, in words.
+    """Prepare the records of a tensorflow_datasets data set if they are missing; return a sentence on their location.
 
-    None: the source reads its files as they are.
+    None is returned for sources that read their files directly.
 
     Raises:
-        MissingDataError: the data is not there, or its folder cannot be written.
+        DataError: tensorflow_datasets has no such data set.
+        MissingDataError: the data does not exist, or its folder cannot be written.
     """
     module = importlib.import_module("dlfer.data.tfds_stream") if config.source == "tfds" else None
     if module is None or config.name == module.IMAGE_FOLDER:
@@ -274,19 +276,19 @@ def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None
 
 
 def is_prepared(config: DataConfig) -> bool:
-    """Tell whether the data can be read as it is; of tfds, whether its records are there in the version that would be read."""
+    """Return whether the data needs no preparation; for tfds, whether the records of the requested version exist."""
     if config.source != "tfds" or config.name == IMAGE_FOLDER:
         return True
     return bool(importlib.import_module("dlfer.data.tfds_stream").find_builder(_resolve(config)).is_prepared())
 
 
 def _resolve(config: DataConfig) -> DataConfig:
-    """Return the section with ${DLFER_DATA} and other variables of its path filled in."""
+    """Return the section with ${DLFER_DATA} and other variables in its path expanded."""
     return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
 
 
 def load_source_splits(config: DataConfig, *, image_size: int) -> DataBundle:
-    """Return the splits that a source itself has, labelled by the config's names; nothing is drawn or split.
+    """Return a source's own splits, with `config.labels` applied and no protocol.
 
     Raises:
         MissingDataError, DataError: as `load_data`.
@@ -297,7 +299,7 @@ def load_source_splits(config: DataConfig, *, image_size: int) -> DataBundle:
 
 
 def is_present(config: DataConfig) -> bool:
-    """Tell whether the files that a data section names are there, without reading them; of tfds, whether it is prepared."""
+    """Return whether the files of a data section exist, without reading them; for tfds, whether they are prepared."""
     if config.source.startswith("synthetic"):
         return True
     try:
@@ -311,10 +313,10 @@ def is_present(config: DataConfig) -> bool:
 
 
 def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
-    """Return a data section that draws images in place of files that are absent, and the warning to repeat.
+    """Return a data section that generates images in place of missing files, and a warning for the outputs.
 
-    Faces stand in for FER2013 and for folders of expressions, scenes for everything else, with as many labels as the data
-    has, where that is known. Split, protocol, numbers of images, size and seed stay; of the faces, aliases and drops too.
+    Faces replace FER2013 and folders of expressions, scenes replace everything else, with the data's number of labels
+    if that is known. Split, protocol, numbers of images, size and seed are kept; for faces also aliases and drops.
     """
     num_labels = count_labels(config)
     faces = _shows_faces(config) and num_labels in (None, len(FER2013_LABELS))
@@ -323,7 +325,7 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "folders": None}
     values["labels"] = labels
     values |= {"num_labels": None if faces else num_labels, "crop": CropConfig()}
-    # What is drawn in place of absent images has no votes and no subjects.
+    # Generated images have no votes and no subjects.
     values |= {"soft_targets": None, "soft_share": 1.0, "subjects": None}
     where = config.path or config.name
     warning = (
@@ -335,7 +337,7 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
 
 
 def count_labels(config: DataConfig) -> int | None:
-    """Return how many labels the data of a section has, as far as that is known without it; else None."""
+    """Return the number of labels of a data section (at most 10,000) if it is known without the images; else None."""
     if config.source == "fer2013" or config.source.startswith("synthetic"):
         return None
     found = len(find_labels(config) or ())
@@ -343,7 +345,7 @@ def count_labels(config: DataConfig) -> int | None:
 
 
 def find_labels(config: DataConfig) -> set[str] | None:
-    """Return the labels that the data of a section has, as far as they are known without reading its images; else None."""
+    """Return the labels of a data section if they can be known without reading its images; else None."""
     if config.source == "synthetic_scenes":
         return None
     try:
@@ -357,18 +359,18 @@ def find_labels(config: DataConfig) -> set[str] | None:
         else:
             names = _name_tfds_labels(_resolve(config))
         return {label for label in match_labels(names, config.labels).values() if label is not None}
-    except (DlferError, OSError):  # it is absent, or not whole
+    except (DlferError, OSError):  # the data is missing or incomplete
         return None
 
 
 def _name_tfds_labels(config: DataConfig) -> list[str]:
-    """Return the labels that a data set of tensorflow_datasets declares; its images need not be on the disk."""
+    """Return the labels that a tensorflow_datasets data set declares; its images need not be on the disk."""
     stream = importlib.import_module("dlfer.data.tfds_stream")
-    # What lies at its path may be damaged, or the data set may be known there alone.
+    # The records at the path may be damaged; or the data set may be known only there.
     for path in dict.fromkeys((config.path, None)):
         try:
             return list(stream.name_labels(stream.find_builder(config.model_copy(update={"path": path}))))
-        except Exception as error:  # not installed, an unknown name, no label, records that are not whole
+        except Exception as error:  # not installed, an unknown name, no label, incomplete records
             problem = error
     if re.split("[:/]", config.name)[0] == "imagenet2012":
         return [str(index) for index in range(1000)]
@@ -376,7 +378,7 @@ def _name_tfds_labels(config: DataConfig) -> list[str]:
 
 
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
-    """Return the aliases and drops that concern the seven expressions, by the names the synthetic faces have."""
+    """Return the aliases and drops of the seven expressions, with the class names of the synthetic faces."""
     aliases = {
         CANONICAL[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in CANONICAL
     }
@@ -385,7 +387,7 @@ def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
 
 
 def _shows_faces(config: DataConfig) -> bool:
-    """Guess from a data section whether its images are faces with expressions."""
+    """Return whether a data section probably describes faces with expressions, judged by its names."""
     if config.source == "fer2013":
         return True
     if config.source == "tfds":
@@ -400,18 +402,18 @@ _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...
 
 
 def load_arrays(config: DataConfig) -> DataBundle:
-    """Return the splits of an .npz file that holds plain arrays.
+    """Read the splits of an .npz file of plain arrays.
 
-    Either `images`, `targets` and perhaps `ids`, one split, which the protocol divides; or
-    `train_images`, `train_targets`, perhaps `train_ids`, and the same with `validation_` and
+    The file holds either `images`, `targets` and optionally `ids`, one split, which the protocol divides; or
+    `train_images`, `train_targets`, optionally `train_ids`, and the same with `validation_` and
     `test_`. Images are uint8 [N, H, W] or [N, H, W, 1 or 3], targets whole numbers [N] from 0, ids
     text [N], by default "<split>/<row>". `labels`, text [C], names the targets; without it they are
     "0", "1" and so on. Other arrays are not read, and a note names them.
 
     Raises:
-        MissingDataError: the file is not there.
-        DataError: the file is damaged or pickled, an array is absent or not as above, or one is named like the images
-            of a split that is none of these.
+        MissingDataError: the file does not exist.
+        DataError: the file is damaged or pickled, an array is missing or not of this form, or an array is named like
+            the images of an unknown split.
     """
     path = Path(config.path).expanduser()
     if not path.is_file():
@@ -449,7 +451,7 @@ def load_arrays(config: DataConfig) -> DataBundle:
 
 
 def _check_labels(path: Path, labels: np.ndarray, most: int) -> None:
-    """Raise DataError unless labels are different names, enough for the largest target `most`."""
+    """Raise DataError unless `labels` are distinct nonempty names, and enough for the largest target `most`."""
     if labels.dtype.kind != "U" or labels.ndim != 1 or len(labels) <= most or len(set(labels.tolist())) < len(labels):
         raise DataError(
             f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
@@ -461,10 +463,10 @@ def _check_labels(path: Path, labels: np.ndarray, most: int) -> None:
 
 
 def _describe_unread_arrays(path: Path, arrays: dict[str, np.ndarray], prefixes: dict[str, str]) -> tuple[str, ...]:
-    """Return one sentence on the arrays that are not read, or nothing where all are.
+    """Return one sentence about the arrays that are not read; empty if all are read.
 
     Raises:
-        DataError: one is named like the images of a split, which would be left out of training without being missed.
+        DataError: an array is named like the images of a split, which would silently be left out.
     """
     read = {"labels", *(f"{prefix}{name}" for prefix in prefixes.values() for name in ("images", "targets", "ids"))}
     unread = [name for name in arrays if name not in read]
@@ -519,7 +521,7 @@ def _to_split(path: Path, arrays: dict[str, np.ndarray], split: str, prefix: str
 
 
 def _check_entries(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise DataError where images, targets and ids, in this order, differ in number, or a target cannot be one."""
+    """Raise DataError if images, targets and ids (in this order) differ in length, or a target is out of range."""
     (first, images), (name, targets), _ = arrays.items()
     for other, values in arrays.items():
         if len(values) != len(images):

@@ -1,4 +1,4 @@
-"""Which images train, select and judge: stratified draws and splits that depend on ids, not on row order."""
+"""Protocols that assign images to train, validation and test: stratified draws by id, independent of the row order."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from dlfer.runs.text import count_noun, to_utf8
 
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.2
-"""80/20, and again 80/20 of what is left."""
+"""The test split takes 20 % of all images, and validation takes 20 % of the rest."""
 
 
 def compute_ranks(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """Return uint64 [N], a random number per id that depends on the id, the seed and the purpose alone."""
+    """Return uint64 [N], one random number per id that depends only on the id, the seed and the purpose."""
     prefix = f"{purpose}:{seed}:".encode()
     digests = b"".join(hashlib.blake2b(prefix + to_utf8(str(name)).encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8")
 
 
 def draw_indices(targets: np.ndarray, ids: np.ndarray, num: int | None, *, seed: int) -> np.ndarray:
-    """Return the rows (int64, ascending) of a stratified draw of `num` images; None takes all.
+    """Return the rows (int64, ascending) of a stratified draw of `num` images; None draws all.
 
     Each class keeps its share (largest remainders), and at least one image if `num` allows it.
-    The same ids are drawn whatever the order of the rows.
+    The drawn ids do not depend on the order of the rows.
     """
     if num is None or num >= len(targets):
         return np.arange(len(targets))
@@ -47,18 +47,18 @@ def draw_indices(targets: np.ndarray, ids: np.ndarray, num: int | None, *, seed:
 
 
 def draw_subset(split: Split, num: int | None, seed: int) -> Split:
-    """Return a stratified draw of `num` images of `split` (all of them if it has no more, or num is None)."""
+    """Return a stratified draw of `num` images of `split`, or `split` itself if it has no more or `num` is None."""
     if num is None or num >= len(split):
         return split
     return split.take(draw_indices(split.targets, split.ids, num, seed=seed))
 
 
 def _share_out(counts: np.ndarray, num: int) -> np.ndarray:
-    """Return how many of `num` go to each class: in proportion to its count, at least one where possible."""
+    """Return the number of images of each class in a draw of `num`: proportional, and at least one where possible."""
     least = (counts > 0).astype(np.int64) if num >= len(counts) else np.zeros(len(counts), np.int64)
     exact = counts * (num / counts.sum())
     quotas = np.maximum(np.floor(exact).astype(np.int64), least)
-    while quotas.sum() > num:  # the classes lifted to one image are paid for by those furthest above their share
+    while quotas.sum() > num:  # raising small classes to one image takes images from those furthest above their share
         quotas[np.argmax(np.where(quotas > least, quotas - exact, -np.inf))] -= 1
     while quotas.sum() < num:
         quotas[np.argmax(np.where(quotas < counts, exact - quotas, -np.inf))] += 1
@@ -68,16 +68,16 @@ def _share_out(counts: np.ndarray, num: int) -> np.ndarray:
 def draw_held_out(
     split: Split, fraction: float, *, seed: int, purpose: str, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of duplicates.
+    """Return bool [N], the rows of a stratified draw of about `fraction` of them in whole groups of duplicates.
 
-    Each class with two groups or more has some on both sides. The draw depends on the seed, the
-    purpose and the ids alone, not on the order of the rows.
+    Every class with at least two groups has one on both sides. The draw depends only on the seed, the
+    purpose and the ids, not on the order of the rows.
 
     Args:
         fraction: in (0, 1).
-        purpose: a word that keeps draws with the same seed apart.
-        groups: int [N], rows of the same number stay together; None: as `group_duplicates` makes them.
-            A group counts for the class of its member with the first id.
+        purpose: a word that makes draws with the same seed independent.
+        groups: int [N], rows with the same number stay together; None: those of `group_duplicates`.
+            A group belongs to the class of its member with the first id.
     """
     groups = group_duplicates(split.images, split.ids) if groups is None else groups
     by_id = np.argsort(split.ids, kind="stable")
@@ -100,13 +100,13 @@ def draw_held_out(
 def assign_folds(split: Split, folds: int, *, seed: int, groups: np.ndarray) -> np.ndarray:
     """Return int64 [N], the fold (0..folds-1) of each row: stratified by class, with whole groups.
 
-    The largest groups are assigned first, each to the fold that has the smallest part of the group's classes so far; of
-    equal folds to the one with the fewest images. Where every group is one image, the folds differ by at most one image
-    in each class and in total. The assignment depends on the seed and the ids alone, not on the order of the rows.
+    The largest groups are assigned first, each to the fold that has the smallest part of the group's classes so far, or
+    among equal folds to the one with the fewest images. If every group is one image, the folds differ by at most one
+    image in each class and in total. The assignment depends only on the seed and the ids, not on the order of the rows.
 
     Args:
-        folds: their number, at least 2.
-        groups: int [N]; rows of the same number stay together.
+        folds: number of folds, at least 2.
+        groups: int [N]; rows with the same number stay together.
     """
     by_id = np.argsort(split.ids, kind="stable")
     _, first = np.unique(groups[by_id], return_index=True)
@@ -131,10 +131,11 @@ def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
     """Return str [N], the subject that each image shows.
 
     Args:
-        ids: str [N], of the images.
+        config: the pattern that finds the subject in an id, or the csv of ids and subjects.
+        ids: str [N], the ids of the images.
 
     Raises:
-        DataError: the file is not such a csv, or an image has no subject.
+        DataError: the csv has no column subject, or an image has no subject.
     """
     if config.pattern is not None:
         where = f"data.subjects.pattern: {config.pattern!r}"
@@ -156,10 +157,10 @@ def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
 
 
 def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBundle:
-    """Return the bundle with a stratified draw of about `fraction` of all its images, each in the split it came from.
+    """Draw about `fraction` of a bundle's images, stratified; each image stays in its split.
 
-    Groups of duplicates are drawn whole, also across splits, so that as large a share of the draw has a duplicate in
-    another split as of the whole.
+    Groups of duplicates are drawn whole, also across splits, so that the share of images with a duplicate in another
+    split is about the same as before.
     """
     splits = list(bundle.splits.values())
     drawn = draw_held_out(_join(splits), fraction, seed=seed, purpose="fraction", groups=_group(splits))
@@ -176,27 +177,27 @@ def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBund
 
 
 def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> DataBundle:
-    """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own splits.
+    """Divide a source's in-memory splits into train, validation and test by the protocol of `config`.
 
-    official: the source's splits. With select_on, that fraction of train (groups of duplicates kept
-        together) is selected on, and the former validation split is the test set where there is no
-        other. Where the source has no validation split, a fifth of train takes its place; where it
-        has train alone, it is split as by resplit; a note says so.
-    resplit: all splits pooled, 80/20 and again 80/20, stratified, duplicates on one side.
-    cross_validation: all splits pooled and divided into folds, stratified, duplicates in one fold; the fold of the
-        config is the test, and a fifth of the others (or select_on) is selected on.
-    paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
-    paper, after_balance: all splits pooled, balanced by augmented copies or down to the smallest class,
-        then 80/20 and again 80/20 without regard to duplicates, so that many test images have one in train.
+    official: the source's splits. With select_on, that fraction of train (in whole groups of duplicates) is the
+        validation split, and the source's validation split becomes the test set if there is no other. Without a
+        validation split, a fifth of train takes its place; with train only, it is divided as by resplit. Notes say so.
+    resplit: all splits are pooled and divided 80/20 and again 80/20, stratified, duplicates on one side.
+    cross_validation: all splits are pooled and divided into folds, stratified, duplicates in one fold; the configured
+        fold is the test set, and a fifth (or select_on) of the others is the validation split.
+    paper, official_80_20: a fifth of train is the validation split, and all other splits are the test set.
+    paper, after_balance: all splits are pooled, balanced by augmented copies or down to the smallest class, and then
+        divided 80/20 and again 80/20 regardless of duplicates, so that many test images have a duplicate in train.
 
     Args:
         bundle: the source's splits; validation and test may be None.
-        config: protocol, split, folds and fold, select_on, subjects and seed. In all draws but that of after_balance the
-            images of one subject stay together.
-        balance: the stage's. after_balance needs "augment" or "undersample"; the others balance train when training.
+        config: protocol, split, folds and fold, select_on, subjects and seed. In all draws except that of after_balance
+            the images of one subject stay together.
+        balance: that of the stage; after_balance needs "augment" or "undersample", the others balance in training.
 
     Raises:
-        ProtocolError: what is asked does not go together, or the splits that it needs are not there.
+        ProtocolError: the settings are incompatible, or the splits that the protocol needs are missing.
+        DataError: a subject is missing, the images differ in shape, or a fold would lack images or a class.
     """
     if config.protocol == "paper":
         if config.split == "after_balance":
@@ -210,13 +211,13 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
 
 
 def drop_duplicates(bundle: DataBundle) -> DataBundle:
-    """Return the bundle without the images of train that a chain of duplicates connects to validation or test.
+    """Remove the images of train that a chain of duplicates connects to validation or test.
 
-    Chains run through all three splits: if A and B are in train, A is a duplicate of B, and B is one of C in test, both
-    are left out. Validation and test stay as they are; a note counts what was left out.
+    Chains run through all three splits: if A and B are in train, A is a duplicate of B, and B of C in test, both are
+    removed. Validation and test are unchanged; a note states how many images were removed.
 
     Args:
-        bundle: in-memory splits, of one image size or not.
+        bundle: in-memory splits; their image sizes may differ.
     """
     groups = _group(bundle.splits.values())
     num_train = len(bundle.train)
@@ -301,7 +302,7 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
 def _check_folds(
     pool: Split, folds: np.ndarray, groups: np.ndarray, config: DataConfig, *, labels: tuple[str, ...]
 ) -> None:
-    """Raise DataError where a fold would have no image, or the images outside some fold would lack a class."""
+    """Raise DataError if a fold would be empty, or if all images of a class would be in one fold."""
     what = "groups of duplicates and subjects" if config.subjects else "groups of duplicates"
     num_groups = len(np.unique(groups))
     if len(np.unique(folds)) < config.folds:
@@ -309,7 +310,7 @@ def _check_folds(
             f"data.folds: found {num_groups:,} {what} for {config.folds} folds, expected at least one for each. Set fewer folds."
         )
     if config.num_images.train is not None:
-        return  # cut down on purpose: a note says which classes are missing
+        return  # the data is limited on purpose; a note says which classes are missing
     lone = [labels[label] for label in np.unique(pool.targets) if len(np.unique(folds[pool.targets == label])) < 2]
     if lone:
         raise DataError(
@@ -319,7 +320,7 @@ def _check_folds(
 
 
 def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
-    """Train and validate on the official training split, judge on all other splits."""
+    """Take train and validation from the official training split, and test on all other splits."""
     others = [split for split in (bundle.validation, bundle.test) if split is not None]
     if not others:
         raise ProtocolError(
@@ -348,7 +349,7 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) -> DataBundle:
-    """Balance the pool, and only then split it, as the wording of some papers reads."""
+    """Balance all images before dividing them, as the wording of some papers suggests."""
     if balance not in ("augment", "undersample"):
         raise ProtocolError(
             f"balance: found {balance!r}; data.split: after_balance balances all images before the split. "
@@ -383,16 +384,16 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
 
 
 def _hold_out(train: Split, fraction: float, config: DataConfig) -> tuple[Split, Split]:
-    """Return train without, and only, a stratified draw of its groups of duplicates."""
+    """Divide train by a stratified draw of about `fraction` in whole groups: return the rest and the drawn images."""
     groups = _group([train], config.subjects)
     held = draw_held_out(train, fraction, seed=config.seed, purpose="validation", groups=groups)
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 
 def _group(splits: Collection[Split], subjects: SubjectsConfig | None = None) -> np.ndarray:
-    """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another.
+    """Return int64 [N], the groups of duplicates in the concatenated rows of several splits.
 
-    With `subjects`, images of one subject are in one group, too, and so are all that a chain of both connects.
+    With `subjects`, a group also contains all images of its subjects: chains of both relations are joined.
     """
     ids = np.concatenate([split.ids for split in splits])
     groups = group_duplicates([split.images for split in splits], ids)
@@ -405,7 +406,7 @@ def _group(splits: Collection[Split], subjects: SubjectsConfig | None = None) ->
 
 
 def _note_shared_subjects(bundle: DataBundle, config: DataConfig) -> DataBundle:
-    """Return the bundle with a note of the subjects that train shares with the split that judges, if it shares any."""
+    """Add a note to the bundle if train shares subjects with the test split, or with validation if there is no test."""
     if config.subjects is None:
         return bundle
     judged = bundle.validation if bundle.test is None else bundle.test
@@ -421,7 +422,7 @@ def _note_shared_subjects(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _join(splits: Collection[Split]) -> Split:
-    """Return the splits as one split; where ids recur among them, each is preceded by its split's name."""
+    """Concatenate the splits; if an id occurs in several of them, all ids are prefixed with the name of their split."""
     shapes = {split.images.shape[1:] for split in splits}
     if len(shapes) > 1:
         raise DataError(f"data: found splits with images of {sorted(shapes)}, expected one shape; set data.size.")

@@ -1,4 +1,4 @@
-"""A first experiment for somebody's own data: what is there is counted, and written into the file."""
+"""Generator of a first experiment file for the user's own data, with settings chosen by the data's counts and sizes."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, escape_text
 
 _MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000
-"""How many images of a folder are decoded at most, and how many pixels: seconds of work, ten on two busy cores."""
+"""Limits of the images and pixels of a folder that are decoded, which takes seconds (ten on two busy cores)."""
 _LARGEST = 224
-"""Pixels: the largest image_size that is written."""
+"""Largest image_size, in pixels, that is written."""
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What data of one's own holds.
+    """The contents of the user's data: counts, labels and sizes of the images.
 
     Attributes:
-        folder: its path; of a csv or an .npz that of the file.
-        counts: split -> class -> number of images; those that are known to be unreadable are not counted.
-        labels: the names that dlfer gives the classes, in its order.
-        side: the median shorter side, in pixels, of a sample.
-        is_uniform: whether all images of the sample have one size.
-        source: of the experiment that loads it; fer2013 where a csv or the file names carry FER2013's official split.
-        remarks: what was left out and how names were understood, in sentences.
-        folders: what the user said folders are.
+        folder: path of the data: a folder, or a csv or .npz file.
+        counts: split -> class -> number of images, without those known to be unreadable.
+        labels: the labels to which dlfer maps the classes, in order.
+        side: median shorter side, in pixels, of a sample of the images.
+        is_uniform: whether all images of the sample have the same size.
+        source: data.source of the experiment; fer2013 if a csv or the file names contain FER2013's official split.
+        remarks: sentences on what was left out and how names were interpreted.
+        folders: the roles of folders given by the user.
     """
 
     folder: Path
@@ -59,24 +59,25 @@ class Survey:
 
     @property
     def num_train(self) -> int:
-        """Images of the split `train`."""
+        """Number of images in the split `train`."""
         return sum(self.counts["train"].values())
 
     @property
     def imbalance(self) -> float:
-        """How many times the largest class of `train` is the smallest."""
+        """Ratio of the sizes of the largest and the smallest class of `train`."""
         return max(self.counts["train"].values()) / max(1, min(self.counts["train"].values()))
 
 
 def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Survey:
-    """Look at a folder of class folders; all images are decoded, or a sample where they are many or large.
+    """Survey a folder of class folders; all images are decoded, or a sample if they are many or large.
 
     Args:
-        folders: as `data.folders`: what a folder in it is whose name does not tell.
+        folder: the folder of the data.
+        folders: the roles of folders with ambiguous names, as in `data.folders`.
 
     Raises:
-        MissingDataError: there is no such folder.
-        DataError: it holds no class folders, one class only, or no image that can be read.
+        MissingDataError: the folder does not exist.
+        DataError: it holds no class folders, only one class, or no readable image.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -116,10 +117,10 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
 
 
 def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
-    """Look at data of any kind that an experiment can read: a folder as `survey_folder`, a csv or an .npz by reading it.
+    """Survey data of any kind that an experiment can read: a folder by `survey_folder`, a csv or .npz by loading it.
 
     Raises:
-        DataError: it is none, or a zip of pictures, which an experiment does not read.
+        DataError: it is none of these, e.g. a zip of images, or has no train split.
     """
     path = Path(path).expanduser()
     if check_kind(path) == "folder":
@@ -146,10 +147,10 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
 
 
 def check_kind(path: Path) -> Kind:
-    """Return what data is, of the kinds that an experiment can read; what is not there counts as a folder.
+    """Return the kind of data that an experiment can read; a path that does not exist counts as a folder.
 
     Raises:
-        DataError: it is of no such kind.
+        DataError: the data is of another kind.
     """
     kind = recognise(path) if path.exists() else "folder"
     if kind == "experiment":
@@ -163,13 +164,13 @@ def check_kind(path: Path) -> Kind:
 
 
 def name_unzip(path: Path) -> tuple[str, str]:
-    """Return the two commands that begin with the pictures in a zip."""
+    """Return the commands that unpack a zip of images, and that write an experiment for them."""
     stem = shlex.quote(path.stem)
     return f"unzip {shlex.quote(str(path))} -d {stem}", f"dlfer init {stem}"
 
 
 def format_starter(survey: Survey, *, name: str, file: Path) -> str:
-    """Return the text of a commented experiment for what was found; `file` is where it will stand."""
+    """Return the text of a commented experiment for the surveyed data; `file` is the path it will be written to."""
     image_size = min(_LARGEST, max(48, 16 * round(survey.side / 16)))
     batch_size = 64 if survey.num_train >= 2000 else 32 if survey.num_train >= 200 else 8
     epochs = 15 if survey.num_train >= 20_000 else 25 if survey.num_train >= 2000 else 40
@@ -222,7 +223,7 @@ finetune:
 
 
 def make_name(folder: Path) -> str:
-    """Return an experiment's name made from the name of a folder."""
+    """Return a valid experiment name derived from a folder's name."""
     name = re.sub(r"[^a-z0-9_-]+", "_", Path(folder).resolve().name.lower()).strip("_-")
     return name or "my_images"
 
@@ -235,13 +236,18 @@ def write_starter(
     force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a starter experiment for data and return its path, <name>.yaml unless `out` says otherwise.
+    """Write a starter experiment for data and return its path, `out` or else <name>.yaml.
 
-    `folders` is as of `survey_folder`; `say` is told what was found and what was left out.
+    Args:
+        folder: the data: a folder, a csv or an .npz.
+        out: path of the experiment file.
+        folders: as for `survey_folder`.
+        force: replace an existing file.
+        say: receives messages on what was found and left out.
 
     Raises:
-        ConfigError: the file cannot be written, or is there already and not to be replaced by `force`.
-        DataError: it is no data that an experiment reads; see `survey_data`.
+        ConfigError: the file cannot be written, or exists and `force` is false.
+        DataError: the data cannot be read by an experiment, see `survey_data`.
     """
     folder = Path(folder).expanduser()
     name = make_name(folder if folder.is_dir() else folder.with_suffix(""))
@@ -256,19 +262,19 @@ def write_starter(
     for line in _format_counts(survey) if say is not None else ():
         say(line)
     text = format_starter(survey, name=name, file=path)
-    parse_recorded_experiment(text, str(path))  # what dlfer itself would refuse is not written
+    parse_recorded_experiment(text, str(path))  # raises instead of writing an experiment that dlfer would refuse
     write_atomically(path, text)
     return path
 
 
 def _look_at_images(folder: Path, names: list[str]) -> tuple[list[tuple[int, int]], list[str], list[str]]:
-    """Decode images, all or a sample that is spread evenly over them.
+    """Decode all images, or a sample spread evenly over them.
 
     Returns:
-        (width, height) of those that can be read, the names of those that cannot, and remarks on both.
+        (width, height) of readable images, the names of unreadable ones, and remarks on both.
 
     Raises:
-        DataError: none can be read.
+        DataError: no image can be read.
     """
     sample = names[:: math.ceil(len(names) / _MOST_DECODED)]
     paths = [folder / name for name in sample]

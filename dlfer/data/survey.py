@@ -1,4 +1,4 @@
-"""One pass over all images of a data set: duplicates, flat images, outliers, and images that probably show no face."""
+"""One-pass survey of all images of a data set: duplicates, flat images, outliers, images probably without a face."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RULE = (
     "the shorter side for sizes) from the median (Iglewicz and Hoaglin 1993)"
 )
 _LEAST_SCALE = {"brightness": 2.0, "contrast": 2.0, "size": np.log(1.1)}
-"""Where nearly all images are alike the deviation is near 0, and grey levels or pixels that nobody sees would count."""
+"""Lower limits of the robust scale: if nearly all images are alike, invisible differences would count as outliers."""
 
 
 def compute_light(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (brightness, contrast, constant) of `grey` images (float32 [N, H, W], 0..255).
 
     Brightness is the mean and contrast the standard deviation of the pixels, float64 [N], in grey
-    levels; constant, bool [N], tells whether all pixels are equal.
+    levels; constant, bool [N], is true if all pixels of an image are equal.
     """
     flat = grey.reshape(len(grey), -1)
     return flat.mean(axis=1, dtype=np.float64), flat.std(axis=1, dtype=np.float64), flat.min(axis=1) == flat.max(axis=1)
@@ -55,12 +55,12 @@ def compute_robust_z(values: np.ndarray, least_scale: float) -> tuple[np.ndarray
 
 
 def find_outliers(kind: str, values: np.ndarray, where: Sequence[Place]) -> OutlierSummary:
-    """Return which images are outliers of one kind, the furthest first and at most 100 of them.
+    """Return the outliers of one kind, at most 100 of them, those furthest from the median first.
 
     Args:
         kind: "brightness", "contrast" or "size".
-        values: float [N], N >= 1; of sizes the shorter side in pixels.
-        where: what names each image.
+        values: float [N], N >= 1; for "size" the shorter sides in pixels.
+        where: split, id and label of each image.
     """
     scaled = np.log(values) if kind == "size" else values
     z, median, scale = compute_robust_z(scaled, _LEAST_SCALE[kind])
@@ -87,19 +87,19 @@ MEASURED = (
 
 
 def compute_face_distances(signatures: np.ndarray, use: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return float64 [N] in [0, 1], the share of each image that principal components leave unexplained.
+    """Return float64 [N], the squared distance of each image from the space of the main principal components, >= 0.
 
-    The 80 components (at most one for 25 images) are those of the images themselves, reduced to
-    16x16, mean removed, of unit norm. If most of them are faces, what is no face lies far from the
-    space they span. An image is judged by the components of the other four fifths, with all its duplicates
-    left out: among few images an outsider, or one that occurs often, would be a component of its own.
+    The 80 components (at most one per 25 images) are computed from the images themselves, reduced to
+    16x16, with the mean removed and unit norm. If most images are faces, other images lie far from the
+    space they span. Each fifth of the images is judged by the components of the other four, with duplicates
+    in the same fifth: otherwise an outlier in a small data set, or a frequent image, would be a component itself.
     On FER2013 (32,284 images that are not flat, 146 of them "not a face" by half of FER+'s votes) the distance
     has an area under the ROC curve of 0.773; the number of components was chosen there (60: 0.760, 100: 0.764).
 
     Args:
-        signatures: float32 [N, 256], as `dlfer.data.duplicates.compute_signatures` returns them.
+        signatures: float32 [N, 256], as returned by `dlfer.data.duplicates.compute_signatures`.
         use: bool [N], the images from which components are computed.
-        groups: int [N], as `dlfer.data.duplicates.group_duplicates` returns them.
+        groups: int [N], groups of duplicates, numbered from 0.
 
     Source: Turk and Pentland, "Eigenfaces for Recognition", J. Cognitive Neuroscience 3 (1991) 71.
     """
@@ -120,24 +120,27 @@ def compute_face_distances(signatures: np.ndarray, use: np.ndarray, groups: np.n
 def find_no_faces(
     signatures: np.ndarray, contrast: np.ndarray, groups: np.ndarray, where: Sequence[Place]
 ) -> NoFaces | None:
-    """Return which images are probably no face, the furthest from face space first; None for fewer than 500 images.
+    """Return the images that probably show no face, those furthest from the space of faces first.
 
-    Listed are those whose distance is more than 3 robust standard deviations of its logarithm above
-    the median. On FER2013 these are 45 images, 16 of them (36 %, against 0.5 % of all) no face by FER+'s
-    votes: 11 % of the 146 that are none. The others there are faces cut, covered or turned away.
+    Listed are images whose distance exceeds the median by more than 3 robust standard deviations, on a log scale.
+    On FER2013 these are 45 images, of which 16 (36 %, against 0.5 % of all) show no face by FER+'s votes, 11 % of
+    the 146 that show none. The other listed images are faces that are cropped, covered or turned away.
 
     Args:
         signatures: float32 [N, 256].
-        contrast: float [N], standard deviations; images below 5 are flat, and not judged.
-        groups: int [N], of duplicates.
-        where: what names each image.
+        contrast: float [N], standard deviations; images below 5 are flat and not judged.
+        groups: int [N], groups of duplicates.
+        where: split, id and label of each image.
+
+    Returns:
+        None if fewer than 500 images are not flat, or if these are in fewer than 250 groups.
     """
     judged = np.flatnonzero(contrast >= FLAT_STD)
     _, dense = np.unique(groups, return_inverse=True)
     if len(judged) < LEAST_IMAGES or len(np.unique(dense[judged])) < LEAST_IMAGES // 2:
         return None
     distances = compute_face_distances(signatures, contrast >= FLAT_STD, dense)
-    # Where components explain all images wholly, what is left is rounding, 1e-7: no distance to speak of.
+    # If the components explain all images completely, the distances are only rounding errors (1e-7).
     logs = np.log(np.maximum(distances, 1e-6))
     z, median, scale = compute_robust_z(logs[judged], 1e-3)
     far = judged[z > NO_FACE_ROBUST_Z]
@@ -156,17 +159,17 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of N images in P splits, D of them distinct. Rows run through the splits one after the other.
+    """The duplicates and statistics of N images, D of them distinct, in the concatenated rows of P splits.
 
     Attributes:
         split_of: int64 [N], number of the split of each row.
-        distinct: int64 [N], number of the image; equal for rows that are equal byte for byte.
-        groups: int64 [N], number of the group that chains of duplicates of any kind make.
-        sources: int64 [N], number of the source; equal for rows that are augmented copies of one source by their ids.
+        distinct: int64 [N], number of the distinct image; equal for rows that are equal byte for byte.
+        groups: int64 [N], number of the group; equal for rows connected by chains of duplicates of any kind.
+        sources: int64 [N], number of the source; equal for augmented copies of one source, by their ids.
         copied: bool [N], whether the id is that of an augmented copy.
-        has_duplicate_in: bool [D, P], whether a split has an image itself, or a near or flipped duplicate of it.
-        near, flipped: int64 [M, 2], some of the pairs of distinct images, at most 2000 of either kind.
-        signatures: float32 [D, 256], as `dlfer.data.duplicates.compute_signatures` returns them.
+        has_duplicate_in: bool [D, P], whether a split contains the image itself, or a near or flipped duplicate of it.
+        near, flipped: int64 [M, 2], a sample of the pairs of distinct images, at most 2000 of each kind.
+        signatures: float32 [D, 256], as returned by `dlfer.data.duplicates.compute_signatures`.
         brightness, contrast: float64 [D], mean and standard deviation in grey levels.
         constant: bool [D], whether all pixels are equal.
     """
@@ -187,7 +190,7 @@ class Survey:
     def find_duplicates(self, left: int, right: int) -> Duplicates:
         """Return which rows of split `right` have a duplicate in split `left`.
 
-        The answer is that of `dlfer.data.duplicates.find_duplicates` for images and ids of the two splits.
+        The result equals that of `dlfer.data.duplicates.find_duplicates` for the images and ids of the two splits.
         """
         rows, reference = self.split_of == right, self.split_of == left
         sources, reference_sources = self.sources[rows], self.sources[reference]
@@ -198,7 +201,7 @@ class Survey:
 
 
 def survey_images(splits: Sequence[Split]) -> Survey:
-    """Return the survey of in-memory splits; they may differ in shape."""
+    """Return the survey of in-memory splits, whose images may differ in shape."""
     split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
     hashes = np.concatenate([hash_images(split.images) for split in splits])
     _, first, distinct = np.unique(hashes, return_index=True, return_inverse=True)
@@ -235,9 +238,10 @@ def survey_images(splits: Sequence[Split]) -> Survey:
 
 
 def _measure(splits: Sequence[Split], first: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Return signatures, textured, and [brightness, contrast, constant] of the distinct images.
+    """Return the signatures, textured flags, and [brightness, contrast, constant] of the distinct images.
 
     Args:
+        splits: the splits, whose concatenated rows `first` counts.
         first: int64 [D], the first row of each distinct image.
     """
     ends = np.cumsum([0, *(len(split) for split in splits)])

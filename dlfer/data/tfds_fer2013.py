@@ -1,4 +1,4 @@
-"""FER2013 as a data set of tensorflow_datasets, for streaming; importing this module registers it."""
+"""FER2013 as a tensorflow_datasets data set, for streaming; importing this module registers it."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
         return {key: self._generate_examples(split) for key, split in bundle.splits.items()}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (id, example) of each row."""
+        """Yield (id, example) for each image."""
         for image, target, name in zip(split.images, split.targets.tolist(), split.ids.tolist(), strict=True):
             yield name, {"image": image, "label": target, "id": name}

@@ -1,4 +1,4 @@
-"""One split of a streamed data set: reading it in a drawn order, cropping and decoding it batch by batch."""
+"""One split of a streamed data set: shuffled reading, cropping and decoding, batch by batch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CENTRAL_CROP = 0.875
 CROP_SCALE = (0.25, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 
-# Streams of randomness of one epoch; each has its own so that one cannot disturb another.
+# Separate random streams of an epoch, so that a change in the use of one does not affect the other.
 _ORDER, _CROP = 1, 2
 
-# (name of a split, first record, record after the last).
+# (split name, index of the first record, index after the last record).
 Slice = tuple[str, int, int]
 
 
@@ -35,20 +35,20 @@ Read = Callable[[np.random.Generator | None, int, Share], "tf.data.Dataset"]
 
 @dataclass(frozen=True)
 class TfdsSplit:
-    """A streamed split of a data set; the `StreamedSplit` of this source.
+    """A split of a streamed data set; the `StreamedSplit` of the source tfds.
 
     Attributes:
-        name: the data set's own name of the split, e.g. "train" or "train[:90%]".
-        num_images: number of its images.
-        image_size: side S in pixels of the squares that it yields.
-        read: (rng or None, start, share) -> dataset of (encoded image, target, id) in the order that `rng`
-            draws, or in the data set's own, without the first `start` of the share. Nothing is decoded yet.
-        lookup: int64 [classes of the data], the index of each in the bundle's labels.
-        count: gives int64 [C], the images of each label; called when it is needed, and once.
-        aspect: "crop" crops the images as they are; "pad" pads them to squares first, by repeating their edges.
-        train_crop, crop: in training and otherwise, see `CropConfig`.
-        wanted: images of each label in an epoch of training; None: each image once.
-        share: which images it holds, where several hosts divide them.
+        name: the data set's name of the split, e.g. "train" or "train[:90%]".
+        num_images: number of images in the split.
+        image_size: side S in pixels of the square images that it yields.
+        read: (rng or None, start, share) -> dataset of (encoded image, target, id) in an order drawn by `rng`, or in
+            the data set's order, without the first `start` images of the share. Images are not decoded yet.
+        lookup: int64 [classes of the data], the index of each class in the bundle's labels.
+        count: returns int64 [C], the number of images of each label; called only when needed.
+        aspect: "crop" crops the images directly; "pad" first pads them to squares by repeating their edges.
+        train_crop, crop: crop in training and otherwise, see `CropConfig`.
+        wanted: number of images of each label in a training epoch; None: each image once.
+        share: the share of the images that this host reads.
     """
 
     name: str
@@ -67,10 +67,13 @@ class TfdsSplit:
         return self.num_images
 
     def shard(self, index: int, count: int) -> TfdsSplit:
-        """Return part `index` of `count` of the whole split; the numbers of images differ by one at most.
+        """Return share `index` of `count` of the whole split; the shares differ in size by at most one image.
 
-        Of files the parts are dealt out again each epoch, in its drawn order, so that all parts' batches together
-        are those of the whole split. Of records each part is a range, so that a host reads no others.
+        Image files are assigned to shares anew in each epoch, in its shuffled order, so that the batches of all shares
+        together are those of the whole split. A share of records is a fixed range, so that a host reads only these.
+
+        Raises:
+            ConfigError: the split is balanced by repetition, and `count` is more than one.
         """
         if self.wanted is not None and count > 1:
             raise ConfigError(
@@ -81,14 +84,14 @@ class TfdsSplit:
         return replace(self, share=share, num_images=share.count_images(self.num_images))
 
     def count_classes(self) -> np.ndarray:
-        """Return int64 [C], the number of images of each label of the whole split; the first call may read all records."""
+        """Return int64 [C], the images of each label in the whole split; the first call may read all records."""
         return self.count()
 
     def balance(self, how: str) -> TfdsSplit:
-        """Return the split whose training epochs are balanced, see `StreamedSplit.balance`.
+        """Return a split whose training epochs are balanced, see `StreamedSplit.balance`.
 
-        Of each label every image is repeated in turn: sampler: N / C images of each label (of a large one some are left
-        out, others in each epoch); augment: as many of each as the largest has, every image at least once.
+        The images of a label are repeated or left out evenly. sampler: N / C images of each label (those left out of a
+        large label vary by epoch). augment: as many of each label as the largest has, every image at least once.
         """
         if how in ("none", "class_weight"):
             return self
@@ -112,19 +115,19 @@ class TfdsSplit:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]), see `StreamedSplit.batches`.
 
-        The central crop is 87.5 % of the shorter side, without a crop all of it; with `aspect` pad of the longer one, to
-        which the image is padded. The random crops are the one place where aspect ratios change, on purpose and for square
-        images just as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
-        batches that `start_step` leaves out are not decoded.
+        The crop "center" keeps a central square with 87.5 % of the shorter side, "none" one with all of it; if `aspect`
+        is "pad", the image is first padded to a square of the longer side. Only random crops change the aspect ratio,
+        which is intended and also applies to square images. Images smaller than S are enlarged, and grey images become
+        three equal channels. Images of batches that `start_step` skips are not decoded.
 
         Raises:
-            DataError: an image that cannot be decoded, or one without a label.
+            DataError: an image cannot be decoded or has no label.
         """
         import tensorflow as tf
 
         start = start_step * batch_size
         dataset = self._read(seed, epoch, start, training)
-        # The first half of the seed of an epoch's crops; the other half is the image's place in the order.
+        # First half of the seed of an epoch's crops; the second half is the image's position in the order.
         key = int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62)) if training else None
         crop = _make_crop(self.train_crop if training else self.crop, key)
         decode = _make_decode(self.image_size, crop, self.aspect)
@@ -155,7 +158,7 @@ class TfdsSplit:
             return self.read(rng, start, self.share)
         counts = self.count_classes()
         repeated = _repeat(self.read(rng, 0, self.share), self.lookup, counts, np.array(self.wanted), rng)
-        # Copies come one after the other.
+        # Copies of an image are adjacent, hence the second shuffle.
         return _shuffle(repeated, rng).skip(start)
 
     def _map_targets(self, targets: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -168,7 +171,7 @@ class TfdsSplit:
 
 
 def cut_slices(slices: list[Slice], start: int, stop: int) -> list[Slice]:
-    """Return the ranges that hold the records `start` to `stop` of all that `slices` hold."""
+    """Return the ranges of the records `start` to `stop`, counted over all records in `slices`."""
     kept = []
     for name, first, last in slices:
         begin, end = max(first, first + start), min(last, first + stop)
@@ -179,7 +182,7 @@ def cut_slices(slices: list[Slice], start: int, stop: int) -> list[Slice]:
 
 
 def make_record_reader(builder: Any, slices: list[Slice], image_key: str, label_key: str) -> Read:
-    """Return a reader of record files: in training, files in drawn order and a shuffle buffer."""
+    """Return a reader of record files, which in training shuffles the files and uses a shuffle buffer."""
     import tensorflow_datasets as tfds
 
     total = sum(last - first for _, first, last in slices)
@@ -209,7 +212,7 @@ def make_record_reader(builder: Any, slices: list[Slice], image_key: str, label_
 
 
 def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
-    """Return a reader of image files: in training, all paths in drawn order; files are read only when needed."""
+    """Return a reader of image files, which in training shuffles all paths; files are read only when needed."""
 
     def read(rng: np.random.Generator | None, start: int, share: Share) -> tf.data.Dataset:
         import tensorflow as tf
@@ -234,7 +237,7 @@ def _make_plain(contents: bytes, name: bytes) -> bytes:
 
 
 def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup: np.ndarray) -> Callable:
-    """Return a function that gives int64 [C], the images of each label in ranges of records; it reads them once."""
+    """Return a cached function that counts the images of each label in ranges of records, int64 [C]."""
     import tensorflow_datasets as tfds
 
     @functools.cache
@@ -257,15 +260,15 @@ def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup
 def _repeat(
     dataset: tf.data.Dataset, lookup: np.ndarray, counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
 ) -> tf.data.Dataset:
-    """Repeat the n images of each label in turn, so that there are exactly `wanted` of it.
+    """Repeat or leave out the n images of each label evenly, so that exactly w = `wanted` of them remain.
 
-    The image k of a label comes floor(((k + 1) w + o) / n) - floor((k w + o) / n) times; o, in 0..n - 1, is drawn again in
-    each epoch, so that it is not always the same images that come once more.
+    Image k of a label occurs floor(((k + 1) w + o) / n) - floor((k w + o) / n) times. The offset o, in 0..n - 1, is
+    drawn in each epoch, so that the images that occur once more (or not at all) vary.
 
     Args:
-        dataset: of (encoded image, target of the data set, id).
-        lookup: int64 [classes of the data], the label of each.
-        counts, wanted: int64 [C].
+        dataset: yields (encoded image, target of the data set, id).
+        lookup: int64 [classes of the data], the label of each class.
+        counts, wanted: int64 [C], the images of each label in the data and in the result.
     """
     import tensorflow as tf
 
@@ -283,13 +286,13 @@ def _repeat(
 
 
 def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Dataset:
-    """Shuffle within a buffer, by seeds that `rng` draws alone.
+    """Shuffle within a buffer, with seeds that depend only on `rng`.
 
-    Dataset.shuffle would mix in the global seed of TensorFlow, and so tie the order to code elsewhere.
+    Dataset.shuffle would also use TensorFlow's global seed, which other code may set.
     """
     import tensorflow as tf
 
-    # 0, 0 would ask for a seed from the clock.
+    # The seeds 0, 0 would request a random seed.
     seed, seed2 = rng.integers(1, 2**31, size=2).tolist()
     specs = tf.nest.flatten(dataset.element_spec)
     variant = tf.raw_ops.ShuffleDataset(
@@ -305,7 +308,7 @@ def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Data
 
 
 def _make_crop(how: str, key: int | None) -> Callable:
-    """Return (height, width, index) -> int32 [top, left, height, width]: random by the key, or the central square."""
+    """Return a function (height, width, index) -> int32 [top, left, height, width] of a random or central crop."""
     import tensorflow as tf
 
     def draw(height, width, index):
@@ -329,7 +332,7 @@ def _make_crop(how: str, key: int | None) -> Callable:
 
 
 def _make_decode(image_size: int, crop: Callable, aspect: str) -> Callable:
-    """Return (encoded, index) -> uint8 [S, S, 3], where of a JPEG that is not padded only the crop is decoded."""
+    """Return a function (encoded, index) -> uint8 [S, S, 3]; of a JPEG that is not padded it decodes only the crop."""
     import tensorflow as tf
 
     def decode_jpeg(encoded, index):
@@ -345,7 +348,7 @@ def _make_decode(image_size: int, crop: Callable, aspect: str) -> Callable:
         return image[top : top + height, left : left + width]
 
     def decode(encoded, index):
-        # What a JPEG is padded to depends on pixels outside of the crop.
+        # Padding needs pixels outside of the crop.
         decodes_part = tf.logical_and(tf.io.is_jpeg(encoded), aspect == "crop")
         image = tf.cond(decodes_part, lambda: decode_jpeg(encoded, index), lambda: decode_whole(encoded, index))
         image = tf.image.resize(tf.ensure_shape(image, [None, None, 3]), [image_size, image_size], antialias=True)
@@ -355,7 +358,7 @@ def _make_decode(image_size: int, crop: Callable, aspect: str) -> Callable:
 
 
 def _pad_square(image: tf.Tensor) -> tf.Tensor:
-    """Return uint8 [S, S, 3] of [H, W, 3], S the longer side: the image in the centre, its outermost pixels repeated."""
+    """Pad an image, uint8 [H, W, 3], to uint8 [S, S, 3], S the longer side: centred, with its edge pixels repeated."""
     import tensorflow as tf
 
     size = tf.shape(image)
@@ -367,7 +370,7 @@ def _pad_square(image: tf.Tensor) -> tf.Tensor:
 
 
 def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, error: Exception) -> str:
-    """Say which image of a batch that failed cannot be decoded."""
+    """Return an error message that names the image of a failed batch that cannot be decoded."""
     import tensorflow as tf
 
     reason = shorten(error)

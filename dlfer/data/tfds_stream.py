@@ -1,7 +1,7 @@
-"""Images too many for memory, streamed: any data set of tensorflow_datasets, or large class folders.
+"""Streaming of data that does not fit into memory: any tensorflow_datasets data set, or large class folders.
 
-The order, the crops and so the batches of an epoch are a function of (seed, epoch) alone. Nothing
-is cached: memory holds the shuffle buffer (encoded images) and a few batches.
+The order, the crops and thus the batches of an epoch depend only on (seed, epoch). Nothing is cached:
+memory holds the shuffle buffer (encoded images) and a few batches.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ ARCHIVES = {
     "ILSVRC2012_img_train.tar": 147_897_477_120,
     "ILSVRC2012_img_val.tar": 6_744_924_160,
 }
-"""The files that are fetched by hand, with their sizes in bytes."""
+"""ImageNet's archives, which have to be downloaded manually, -> their sizes in bytes."""
 
 MD5 = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
 }
-"""Told to the user, not computed: hashing 150 GB takes as long as reading them."""
+"""MD5 of the archives, which is shown to the user but not verified, because hashing 150 GB takes too long."""
 
 FREE_BYTES = 300_000_000_000
-"""What preparing takes besides the archives: the records, and as much again while they are shuffled."""
+"""Free disk space needed to prepare ImageNet: the records, and as much again while they are shuffled."""
 
 
 def check_imagenet2012(data_dir: str | Path | None) -> None:
     """Raise unless ImageNet is prepared under `data_dir`, or can be prepared from its archives there.
 
-    tensorflow_datasets finds a missing or truncated archive only after hours; this takes no time
-    and loads no TensorFlow.
+    tensorflow_datasets reports a missing or truncated archive only after hours; this check is immediate
+    and does not import TensorFlow.
 
     Args:
-        data_dir: the folder of data sets; None is the default of tensorflow_datasets
+        data_dir: the folder of data sets; None: the default of tensorflow_datasets
             ($TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
     Raises:
-        MissingDataError: all that is wrong, and how ImageNet is obtained.
+        MissingDataError: ImageNet is not prepared and cannot be; the message lists all problems and how to obtain it.
     """
     root = find_data_dir(data_dir)
     if any(root.glob("imagenet2012/5.*/dataset_info.json")):
@@ -87,7 +87,7 @@ def check_imagenet2012(data_dir: str | Path | None) -> None:
 
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
-    """Return the folder of data sets, as tensorflow_datasets finds it."""
+    """Return the folder of data sets, found by the rules of tensorflow_datasets."""
     return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
@@ -120,33 +120,33 @@ MAX_SPLIT_BYTES = 2_000_000_000
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 HELD_OUT = 10
-"""Where a data set has train and test alone, the share 1 / HELD_OUT of train becomes validation."""
+"""If a data set has only train and test, 1 / HELD_OUT of train becomes the validation split."""
 
 SMALL_SIDE = 128
-"""Pixels: square images of one size up to this side count as cropped already."""
+"""Side in pixels up to which square images of equal size are assumed to be cropped already."""
 NUM_LOOKED_AT = 64
 _UNUSED, _UNLABELLED, _TOO_LARGE = "in splits that are not used (data.splits)", "without labels", "too many for memory"
 _FACES = re.compile(r"(?<!sur)face|celeb|emotion|expression|affectnet|jaffe|(?<![a-z])(fer|raf|ck)(?![a-z])", re.I)
 
 
 def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
-    """Return the streamed splits of a data set of tensorflow_datasets, prepared first if need be.
+    """Return the splits of a tensorflow_datasets data set, which is prepared first if necessary.
 
     `config.name` is the data set ("cifar10", "imagenet2012:5.1.0"), `config.path` the folder of
-    data sets (null: the default of tensorflow_datasets). It needs one uint8 image and one class
-    label. The name "image_folder" takes class folders train/<class>/<image> at `config.path`
-    instead. `config.splits` names the splits; where it says nothing, train is "train", validation is
-    "validation" (or "val", "valid"; else a tenth of train, if there is a test split) and test is "test", which
-    selects nothing. A test split is held in memory, and so are all splits where no crop is random and
-    they take less than 2 GB.
+    data sets (null: the default of tensorflow_datasets). Its examples need a uint8 image and a class
+    label. The name "image_folder" reads class folders train/<class>/<image> at `config.path`
+    instead. `config.splits` names the splits; by default train is "train", validation is "validation"
+    (or "val", "valid"; else a tenth of train if there is a test split), and test is "test". The test
+    split is held in memory, and so are all splits if training images are not cropped at random and
+    the images take less than 2 GB; otherwise train and validation are streamed.
 
     Args:
         config: the data section, with source tfds.
-        image_size: side in pixels of the squares that are cropped from the images, where `config.size` is null.
+        image_size: side in pixels of the square images of the splits if `config.size` is null.
 
     Raises:
-        MissingDataError: the data set is not there and cannot be prepared.
-        DataError: no such data set or split, no image or label in it, or a key that streaming cannot honour.
+        MissingDataError: the data set does not exist and cannot be prepared.
+        DataError: the data set or a split does not exist, has no image or label, or streaming does not support a key.
         ProtocolError: two splits share images.
     """
     load = _load_image_folder if config.name == IMAGE_FOLDER else _load_data_set
@@ -154,12 +154,12 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
 
 
 def read_split(split: StreamedSplit) -> Split | StreamedSplit:
-    """Return the images in memory if they take less than 2 GB, else `split` itself.
+    """Read a streamed split into memory if its images take less than 2 GB; otherwise return `split` itself.
 
-    The crop is the central one; the order is the data set's own.
+    Images are cropped as in validation and keep the data set's order.
 
     Raises:
-        DataError: an image that cannot be decoded, or one without a label.
+        DataError: an image cannot be decoded or has no label.
     """
     total, side = len(split), split.image_size
     if total * side * side * 3 >= MAX_SPLIT_BYTES:
@@ -179,7 +179,7 @@ def read_split(split: StreamedSplit) -> Split | StreamedSplit:
 
 
 def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
-    """Return the bundle of a data set in tensorflow_datasets' own record files."""
+    """Return the bundle of a data set in the record files of tensorflow_datasets."""
     builder = prepare_data_set(config)
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)
@@ -221,7 +221,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
 
 
 def _count_unused(builder: Any, slices: dict[str, list[Slice]]) -> Tally:
-    """Return a count of all records of a data set, those left out that stand in no slice, by the names of their splits."""
+    """Count all records of a data set, and those outside all slices as left out, by the name of their split."""
     tally = Tally()
     used = [own for split in slices.values() for own in split]
     for name, info in builder.info.splits.items():
@@ -233,7 +233,7 @@ def _count_unused(builder: Any, slices: dict[str, list[Slice]]) -> Tally:
 
 
 def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
-    """Return the bundle of class folders; only the paths of their images are in memory."""
+    """Return the bundle of class folders, of which only the paths of the images are held in memory."""
     if config.path is None:
         raise DataError("data.path: name image_folder needs the folder that holds train/<class>/<image>.")
     root = Path(config.path).expanduser()
@@ -275,7 +275,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     crops = _choose_crops(config, labels, sizes)
     streams = {}
     for split, (ids, targets) in found.items():
-        # Paths come sorted by class; a fixed mixed order lets the first n of them stand for all.
+        # Paths are sorted by class; shuffling them once makes the first n a sample of all classes.
         rows = np.random.default_rng(config.seed).permutation(
             draw_indices(targets, ids, getattr(config.num_images, split), seed=config.seed)
         )
@@ -293,7 +293,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
 def _count_unused_files(
     splits: Mapping[str, Sequence[ImageFile]], used: set[str], mapping: Mapping[str, str | None], tally: Tally
 ) -> None:
-    """Count the files of classes that are dropped, and those of splits that are not used."""
+    """Count the files of dropped classes and of unused splits as left out."""
     for split, files in splits.items():
         for file in files:
             if split not in used:
@@ -314,7 +314,7 @@ def _list_files(
 def _hold_out(
     files: Sequence[ImageFile], mapping: Mapping[str, str | None], *, seed: int
 ) -> dict[str, list[ImageFile]]:
-    """Return train without a stratified tenth, and that tenth as "held_out"."""
+    """Divide train into a stratified tenth, "held_out", and the rest, "train"."""
     files = [file for file in files if mapping[file.class_name] is not None]
     classes = np.unique([file.class_name for file in files], return_inverse=True)[1]
     ids = np.array([file.id for file in files])
@@ -326,13 +326,13 @@ def _hold_out(
 
 
 def _look_at_files(root: Path, ids: np.ndarray) -> list[tuple[int, int]]:
-    """Return (height, width) of some of the files, spread over all; those that cannot be read are left to the reading."""
+    """Return (height, width) of a sample of the files, spread evenly; files that cannot be decoded are skipped."""
     rows = np.unique(np.linspace(0, len(ids) - 1, NUM_LOOKED_AT).astype(int))
     return _measure(open(root / name, "rb").read() for name in ids[rows])
 
 
 def _look_at_sizes(read: Read) -> list[tuple[int, int]]:
-    """Return (height, width) of the first images of some records."""
+    """Return (height, width) of the first images that a reader of records yields."""
     examples = read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator()
     return _measure(encoded for encoded, _, _ in examples)
 
@@ -343,7 +343,7 @@ def _measure(encoded: Iterable[bytes]) -> list[tuple[int, int]]:
     sizes = []
     for contents in encoded:
         try:
-            # The header alone is read.
+            # Only the header is read.
             width, height = Image.open(io.BytesIO(contents)).size
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             continue
@@ -358,10 +358,11 @@ def _has_labels(read: Read) -> bool:
 def _choose_crops(
     config: DataConfig, labels: tuple[str, ...], sizes: Sequence[tuple[int, int]]
 ) -> tuple[str, str, str]:
-    """Return the crop of training images, that of all others, and a note of both with the reason.
+    """Return the crops of training images and of all other images, and a note on both with the reason.
 
     Args:
-        config: whose crop says it, where it is not null.
+        config: the data section; its `crop` takes precedence where it is not null.
+        labels: the labels; expressions mean that the images show faces.
         sizes: (height, width) of some of the training images.
     """
     side = sizes[0][0] if sizes else 0
@@ -394,7 +395,7 @@ def _bundle(
     reading: Reading,
     tally: Tally,
 ) -> DataBundle:
-    """Return the splits, in memory where they are to be; `reading` gets what was left out from the tally."""
+    """Return a bundle of the splits, read into memory where possible; `reading` gets the counts of the tally."""
     if len(labels) < 2:
         raise DataError(f"data: found one class only ({', '.join(labels)}), expected at least two.")
     for key, split in splits.items():
@@ -426,10 +427,10 @@ def _bundle(
 
 
 def _choose_splits(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Return the data set's own name of each split, as data.splits says, else the first usual name it has; with notes.
+    """Return the data set's name of each split, from data.splits or else the first usual name it has; and notes.
 
-    A split that data.splits uses for something else is not taken. Where there are train and test alone, a tenth of train
-    is validation: what judges may not select.
+    A split that data.splits uses for another purpose is not taken. If there are only train and test, a tenth of train
+    is the validation split, because the test split must not be used for selection.
     """
     chosen: dict[str, str] = dict(config.splits or {})
     used = re.findall(r"\w+", " ".join(chosen.values()))
@@ -455,15 +456,15 @@ def _choose_splits(config: DataConfig, available: tuple[str, ...]) -> tuple[dict
 
 
 def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = None) -> Any:
-    """Return the builder of a data set of tensorflow_datasets, whose records are made first if they are not there.
+    """Return the builder of a tensorflow_datasets data set, and prepare its records first if they are missing.
 
     Args:
-        config: the data section; its path is written to only where the data set is not prepared.
-        say: told what is prepared where; tensorflow_datasets shows how far it is.
+        config: the data section; its path is written only if the data set is not prepared.
+        say: receives a message that preparation begins; tensorflow_datasets shows its progress.
 
     Raises:
-        DataError: tensorflow_datasets knows no such data set.
-        MissingDataError: its files are not there, or its folder cannot be written.
+        DataError: tensorflow_datasets has no such data set.
+        MissingDataError: its files are missing, or its folder cannot be written.
     """
     import tensorflow_datasets as tfds
 
@@ -482,7 +483,7 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
         say(f"preparing {config.name} in {builder.data_dir}; of a large data set this takes hours")
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        # What is prepared where is printed; only results belong on standard output.
+        # tensorflow_datasets prints progress, but only results belong on standard output.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
@@ -493,10 +494,10 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
 
 
 def find_builder(config: DataConfig) -> Any:
-    """Return the builder of a data set of tensorflow_datasets; it reads or makes no records.
+    """Return the builder of a tensorflow_datasets data set without reading or preparing records.
 
     Raises:
-        DataError: tensorflow_datasets knows no such data set.
+        DataError: tensorflow_datasets has no such data set.
     """
     import tensorflow_datasets as tfds
 
@@ -518,17 +519,17 @@ def find_builder(config: DataConfig) -> Any:
 
 
 def name_labels(builder: Any) -> tuple[str, ...]:
-    """Return the labels that a data set declares, in its order.
+    """Return the labels that a data set declares, in the order of its targets.
 
     Raises:
-        DataError: it has no image or no class label.
+        DataError: the data set has no image or no class label.
     """
     features = builder.info.features
     return tuple(features[_find_features(builder.name, features)[1]].names)
 
 
 def _find_features(name: str, features: Any) -> tuple[str, str]:
-    """Return the keys of the image and of the class label, those called image and label before others."""
+    """Return the keys of the image and of the class label; the keys "image" and "label" take precedence."""
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -546,7 +547,7 @@ def _find_features(name: str, features: Any) -> tuple[str, str]:
 
 
 def _resolve_slices(builder: Any, wanted: str, name: str) -> list[Slice]:
-    """Return the ranges of records that `wanted` stands for, e.g. "train[:90%]" or "train+validation"."""
+    """Return the ranges of records that a split specification means, e.g. "train[:90%]" or "train+validation"."""
     import tensorflow_datasets as tfds
 
     infos = builder.info.splits
@@ -561,7 +562,7 @@ def _resolve_slices(builder: Any, wanted: str, name: str) -> list[Slice]:
 
 
 def _check_disjoint(splits: dict[str, list[Slice]]) -> None:
-    """Raise ProtocolError where an image stands in two splits."""
+    """Raise ProtocolError if two splits share an image."""
     for first, second in itertools.combinations(splits, 2):
         for (name, start, stop), (other, begin, end) in itertools.product(splits[first], splits[second]):
             if name == other and max(start, begin) < min(stop, end):

@@ -1,5 +1,5 @@
-"""Votes of several annotators on each image, as FER+ gives them: do they confirm the labels, and
-how far do they agree? Their shares can be the targets that are trained towards."""
+"""Votes of several annotators on each image, as in FER+: agreement with the labels and with each other, and the
+shares of the votes as soft targets for training."""
 
 from __future__ import annotations
 
@@ -37,14 +37,12 @@ _BESIDE = ("usage", "row", "image name", "image", "id", "")
 
 @dataclass(frozen=True)
 class Votes:
-    """A file of votes.
-
-    The rows are in the order of the column row, if there is one, else in that of the file.
+    """The contents of a file of votes, sorted by the column row if there is one, else in the file's order.
 
     Attributes:
         path: the file.
-        columns: what could be voted for, as the header spells it.
-        counts: int64 [M, V], number of votes of each row for each column.
+        columns: the options that could be voted for, as spelled in the header.
+        counts: int64 [M, V], number of votes in each row for each column.
         usages: str [M], the column Usage; None without one.
         ids: str [M], the column id; None without one.
     """
@@ -59,15 +57,15 @@ class Votes:
 def read_votes(path: str | Path) -> Votes:
     """Read FER+'s `fer2013new.csv` as published, or any csv with a column of vote counts per expression.
 
-    The columns Usage, row, "Image name" and id are none of votes. A row stands for each row of the
-    data, in the order of the numbers in the column row or else in that of the file, also where the image
-    name is empty; or an id names the image.
+    All columns except Usage, row, "Image name", image and id hold votes. With a column id, each row belongs to
+    the image with that id. Otherwise row i belongs to row i of the data, sorted by the column row if there is
+    one, else in the file's order; rows with an empty image name count as well.
 
     Raises:
-        MissingDataError: the file is not there.
-        DataError: a row has a field that is no whole number from 0, or too few fields, or the header
-            has no columns of votes; a number in row or an id occurs twice; FER+'s image names are not in
-            their order, so that the rows are not in that of the data.
+        MissingDataError: the file does not exist.
+        DataError: the header has no columns of votes; a row has too few fields or a count that is not a whole number
+            from 0; a number in row or an id occurs twice; or FER+'s image names are not in ascending order, so that
+            the rows cannot be matched with those of the data.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -109,15 +107,15 @@ def _find_repeated(names: list[str]) -> str | None:
 
 
 def _order_rows(path: Path, lines: list[int], rows: list[str] | None, image_names: list[str] | None) -> np.ndarray:
-    """Return int64 [M]: the rows of a file of votes in the order of the data's rows.
+    """Return int64 [M], the indices that sort the rows of a file of votes into the order of the data's rows.
 
     Args:
-        lines: number of the line of each row.
-        rows: the column row, numbers of rows of the data.
-        image_names: the column "Image name"; FER+ numbers the images from fer0000000.png on in the order of the data.
+        lines: line number of each row.
+        rows: the column row, numbers of rows of the data; None without it.
+        image_names: the column "Image name"; FER+ numbers images from fer0000000.png on in the order of FER2013.
 
     Raises:
-        DataError: a row has no number or that of another row; without numbers, FER+'s names are in another order.
+        DataError: a row number is invalid or occurs twice; without row numbers, FER+'s names are not ascending.
     """
     if rows is not None:
         wrong = next((place for place, text in enumerate(rows) if not _is_count(text)), None)
@@ -146,11 +144,11 @@ def _order_rows(path: Path, lines: list[int], rows: list[str] | None, image_name
 
 
 def merge_columns(votes: Votes, aliases: Mapping[str, str]) -> Votes:
-    """Return the votes with the columns of classes that became one label added up, as `data.labels.aliases` has them.
+    """Return the votes with the columns of classes that `data.labels.aliases` merges into one label summed.
 
     Args:
-        votes: as `read_votes` returns them.
-        aliases: name of a class -> label, in any spelling.
+        votes: the votes as returned by `read_votes`.
+        aliases: class name -> label, in any spelling.
     """
     if not aliases:
         return votes
@@ -166,25 +164,25 @@ def merge_columns(votes: Votes, aliases: Mapping[str, str]) -> Votes:
 
 
 def _name_meaning(name: str) -> str:
-    """Return what all spellings of an expression have in common."""
+    """Return a key that is equal for all spellings of an expression."""
     return CANONICAL.get(fold_name(name), fold_name(name))
 
 
 def align_votes(votes: Votes, splits: list[Split], num_rows: int | None = None) -> list[np.ndarray]:
-    """Return int64 [N, V] for each split: the votes of each image, -1 in a row without any.
+    """Return int64 [N, V] for each split: the votes on each image, or a row of -1 if it has none.
 
-    By id where the file of votes has ids. Otherwise by row: the ids of a csv end in the number of its
-    row ("Training/17"), and the votes must have as many rows as the csv, or the rows of its Usages,
-    in the same order. Augmented copies have no votes of their own.
+    Votes with ids are matched by id. Otherwise they are matched by row: an image's id ends in the number of
+    its csv row ("Training/17"), and the votes must have as many rows as the csv, or as its Usages, in the
+    same order. Augmented copies have no votes of their own.
 
     Args:
-        votes: as `read_votes` returns them.
-        splits: images with ids as the sources give them.
-        num_rows: rows of the csv, unreadable ones included; None: not known, as many as there are votes.
+        votes: the votes as returned by `read_votes`.
+        splits: images with the ids that the source assigned.
+        num_rows: rows of the csv, including unreadable ones; None: unknown, and assumed to match the votes.
 
     Raises:
-        DataError: the numbers of rows do not match, a row has another Usage than the image, or the
-            ids have no row numbers.
+        DataError: no id matches, the numbers of rows do not match, a row has another Usage than its image, or
+            the images' ids have no row numbers.
     """
     if votes.ids is not None:
         places = {name: row for row, name in enumerate(votes.ids.tolist())}
@@ -219,19 +217,19 @@ def align_votes(votes: Votes, splits: list[Split], num_rows: int | None = None) 
 
 
 def score_votes(votes: Votes, splits: list[Split], labels: tuple[str, ...], num_rows: int | None = None) -> VoteSummary:
-    """Return how far the votes confirm the labels; every share has Wilson's interval.
+    """Return how often the votes confirm the labels, as shares with Wilson's intervals.
 
     Args:
         votes, splits, num_rows: as for `align_votes`.
-        labels: names of the targets; each must be a column, by any known spelling.
+        labels: names of the targets; each must be a column, in any known spelling.
 
     Raises:
-        DataError: as `align_votes`, or a label that is no column.
+        DataError: as `align_votes`, or a label has no column.
     """
     lookup = np.array([find_column(votes, label) for label in labels])
     aligned = align_votes(votes, splits, num_rows)
     counts = np.concatenate(aligned)
-    voted = np.flatnonzero(counts.sum(axis=1) > 0)  # -1 marks an image that has none
+    voted = np.flatnonzero(counts.sum(axis=1) > 0)  # also excludes the rows of -1
     counts = counts[voted]
     targets = np.concatenate([split.targets for split in splits])[voted]
     names = np.repeat([split.name for split in splits], [len(split) for split in splits])[voted]
@@ -258,21 +256,21 @@ def score_votes(votes: Votes, splits: list[Split], labels: tuple[str, ...], num_
 
 
 def compute_agreement(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return float64 [N] in [0, 1]: 1 where the column chosen for an image has most votes, 1/k where k columns tie.
+    """Return float64 [N] in [0, 1]: 1 if the chosen column has most votes, 1/k if it ties with k - 1 others, else 0.
 
     Args:
-        counts: int [N, V].
-        chosen: int [N], columns.
+        counts: int [N, V], votes for each column.
+        chosen: int [N], a column for each image.
     """
     first = counts == counts.max(axis=1, keepdims=True)
     return first[np.arange(len(counts)), chosen] / first.sum(axis=1)
 
 
 def compute_ceiling(counts: np.ndarray) -> np.ndarray:
-    """Return float64 [N] in [0, 1]: the chance that one voter agrees with the plurality of an image's other voters.
+    """Return float64 [N] in [0, 1]: the probability that a voter agrees with the plurality of the image's other voters.
 
-    The mean over the voters; if k columns share the first place among the others, one of them counts
-    1/k. NaN for an image with fewer than two votes.
+    It is the mean over the voters; if k columns tie for the plurality of the others, agreement with one of
+    them counts 1/k. An image with fewer than two votes gets NaN.
 
     Args:
         counts: int [N, V], votes for each column.
@@ -281,13 +279,13 @@ def compute_ceiling(counts: np.ndarray) -> np.ndarray:
     agreed = np.zeros(len(counts))
     for column in range(counts.shape[1]):
         others = counts.copy()
-        others[:, column] -= 1  # -1 where nobody voted so; that row is weighted by 0 below
+        others[:, column] -= 1  # -1 if nobody voted for the column, but such a row has weight 0 below
         agreed += counts[:, column] * compute_agreement(others, np.full(len(counts), column))
     return np.divide(agreed, total, out=np.full(len(counts), np.nan), where=total >= 2)
 
 
 def _match_header(path: Path, header: list[str]) -> tuple[list[str], list[int]]:
-    """Return the names of all columns in lower case, and where those of votes stand."""
+    """Return the names of all columns in lower case, and the positions of the columns of votes."""
     names = [name.casefold() for name in header]
     columns = [place for place, name in enumerate(names) if name not in _BESIDE]
     if len(columns) < 2 or not set(_COLUMNS) & set(names):
@@ -313,7 +311,7 @@ def _is_count(text: str) -> bool:
 
 
 def _match_rows(votes: Votes, splits: list[Split], num_rows: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the counts, and Usages if there are any, of as many rows as the data has."""
+    """Return the counts and Usages (None without them) of the rows that belong to the data, as many as it has."""
     if num_rows is None or len(votes.counts) == num_rows:
         return votes.counts, votes.usages
     found = f"{votes.path.name}: found {len(votes.counts):,} rows of votes"
@@ -354,10 +352,10 @@ def _get_row(votes: Votes, name: str) -> int:
 
 
 def find_column(votes: Votes, label: str) -> int:
-    """Return which column of the votes is that of a label, by any spelling of it.
+    """Return the index of the column of votes for a label, in any spelling.
 
     Raises:
-        DataError: none is, or several.
+        DataError: there is no such column, or several.
     """
     spellings = {label.casefold(), *SPELLINGS.get(label, ())}
     found = [place for place, name in enumerate(votes.columns) if name.casefold() in spellings]
@@ -371,7 +369,7 @@ def find_column(votes: Votes, label: str) -> int:
 
 
 def _estimate_share(values: np.ndarray) -> CountedEstimate:
-    """Return the mean of values in [0, 1] with Wilson's interval; ties and voters make them fractions."""
+    """Return the mean of the values in [0, 1] that are not NaN, with Wilson's interval; ties make values fractional."""
     values = values[~np.isnan(values)]
     if not len(values):
         return CountedEstimate(value=None, low=None, high=None, n=0)
@@ -382,7 +380,7 @@ def _estimate_share(values: np.ndarray) -> CountedEstimate:
 def _list_contested(
     votes: Votes, counts: np.ndarray, labels: list[str], names: np.ndarray, ids: np.ndarray
 ) -> list[ContestedImage]:
-    """Return the images whose plurality has the smallest share, by entropy and id where it is equal."""
+    """Return the images whose plurality has the smallest share; equal shares are sorted by entropy, then by id."""
     several = np.flatnonzero(counts.sum(axis=1) >= 2)
     shares = counts[several] / counts[several].sum(axis=1, keepdims=True)
     entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1).round(9)
@@ -405,20 +403,20 @@ def _list_contested(
 
 
 def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataBundle:
-    """Return the bundle with soft targets in train, and a note that says so.
+    """Add soft targets to train, and a note that says so.
 
-    A target is the share of each label among the votes for any of the labels, mixed with the label itself. Votes for
-    something else (contempt, unknown, no face) do not count; an image without any other, and an augmented copy of
-    one that is not in train, keep their label. Source: Barsoum et al., ICMI 2016 (probabilistic label drawing and
-    its cross-entropy form).
+    A soft target is each label's share of the votes for any of the labels, mixed with the one-hot label. Votes for
+    other options (contempt, unknown, no face) do not count. Images without votes for a label, and augmented copies
+    whose source is not in train, keep the one-hot label. Source: Barsoum et al., ICMI 2016 (probabilistic label
+    drawing and its cross-entropy form).
 
     Args:
-        bundle: in-memory splits, as the protocol made them.
-        votes: as `read_votes` returns them.
-        share: of the votes in the target, in 0..1.
+        bundle: in-memory splits after the protocol.
+        votes: the votes as returned by `read_votes`.
+        share: weight of the votes in the target, in 0..1.
 
     Raises:
-        DataError: the votes do not belong to the images, or a label has no column among them.
+        DataError: the votes do not match the images, or a label has no column of votes.
     """
     train = bundle.train
     columns = [find_column(votes, label) for label in bundle.labels]
@@ -440,7 +438,7 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataB
 
 
 def _take_from_sources(counts: np.ndarray, split: Split) -> np.ndarray:
-    """Return the votes int [N, V] with those of the source in the rows of its augmented copies."""
+    """Return the votes, int [N, V], with the rows of augmented copies replaced by those of their sources in `split`."""
     sources, copied = split_ids(split.ids)
     places = {name: row for row, name in enumerate(split.ids.tolist())}
     rows = np.array([places.get(name, row) for row, name in enumerate(sources.tolist())], np.int64)

@@ -1,4 +1,4 @@
-"""Drawn faces and scenes, so that everything can be tried without data.
+"""Generated faces and scenes, with which everything can be tried without data.
 
-What enters is a seed and a number of images. What leaves is a `DataBundle` like that of any other source, marked as drawn.
+The input is a seed and the number of images. The output is a `DataBundle` like that of any other source, with a note.
 """

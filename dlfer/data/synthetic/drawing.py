@@ -1,12 +1,12 @@
-"""How the synthetic sources draw: outlines on a fine canvas, camera and video, and the parts of a face.
+"""Drawing functions of the synthetic sources: antialiased outlines, camera effects, and the parts of a face.
 
-Outlines are collected in a `Sketch`, painted by Pillow on a canvas of SUPERSAMPLE times the side
-and averaged down, which smooths every edge. What a camera adds (blur, noise, the blocks of JPEG)
-is numpy on the small image. All randomness comes from the generator that the caller gives.
+Outlines are collected in a `Sketch`, painted by Pillow on a canvas with SUPERSAMPLE times the side,
+and averaged down, which smooths all edges. Camera effects (blur, noise, JPEG blocks) are computed by
+NumPy on the small image. All randomness comes from the generator that the caller passes.
 
-A person's looks, what the person wears, and facial actions become the outlines of a face. Their coordinates are pixels of the
-48-pixel image of a frontal face, from its centre, y downwards. The action numbers are those of
-`dlfer.data.synthetic.faces.ACTIONS`.
+The outlines of a face depend on the person's appearance, accessories and facial actions. Their coordinates are
+pixels of a 48-pixel image of a frontal face, relative to its centre, with y pointing downwards. The numbers of
+the actions are those of `dlfer.data.synthetic.faces.ACTIONS`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _BLOCK = 8
 _FREQUENCY = np.arange(_BLOCK)[:, None] * (2 * np.arange(_BLOCK)[None, :] + 1) * np.pi / (2 * _BLOCK)
 _DCT = np.cos(_FREQUENCY) * np.sqrt(2 / _BLOCK)
 _DCT[0] /= np.sqrt(2)
-# Luminance quantisation of JPEG at quality 50 (ITU-T T.81, table K.1), approximated by a plane.
+# JPEG's luminance quantisation table at quality 50 (ITU-T T.81, table K.1), approximated by a plane.
 _QUANTISATION = 8.0 + 7.0 * (np.arange(_BLOCK)[:, None] + np.arange(_BLOCK)[None, :])
 
 Tone = float | tuple[float, float, float]
 
 
 class Sketch:
-    """Outlines in the order of painting, in the units and axes of the thing drawn.
+    """A list of outlines in painting order, in the coordinates of the drawn object.
 
-    Coordinates stay in the thing's own frame until `paint`, which sends all of them through one
-    call of a projection: a hundred small projections would take longer than the painting.
+    `paint` projects the coordinates of all outlines in one call, because a hundred small projections
+    would take longer than the painting.
     """
 
     def __init__(self) -> None:
@@ -46,15 +46,15 @@ class Sketch:
 
         Args:
             points: float [N, 2], x to the right and y downwards.
-            tone: grey value, or (red, green, blue), of 0..255; values outside are clipped.
-            lift: how far the polygon stands out of the surface, towards the viewer.
+            tone: grey value, or (red, green, blue), in 0..255; values outside are clipped.
+            lift: height of the polygon above the surface, towards the viewer.
         """
         self._points.append(points)
         self._lifts.append(lift)
         self._strokes.append((len(points), tone, 0.0))
 
     def line(self, points: np.ndarray, tone: Tone, *, width: float, lift: float = 0.0) -> None:
-        """Add an open line through `points` (float [N, 2]), `width` in pixels of the small image."""
+        """Add an open polyline through `points` (float [N, 2]); `width` is in pixels of the small image."""
         self._points.append(points)
         self._lifts.append(lift)
         self._strokes.append((len(points), tone, width))
@@ -65,9 +65,9 @@ class Sketch:
         """Paint all outlines on `canvas`.
 
         Args:
-            canvas: an image SUPERSAMPLE times as wide as the small one, of mode "L" or "RGB".
+            canvas: an image SUPERSAMPLE times as wide as the small one, of mode "L", "RGB" or "RGBX".
             project: maps points float [N, 2] and their lifts float [N] to pixels of the small image.
-            zoom: factor on the widths of lines.
+            zoom: factor of the line widths.
         """
         counts = [count for count, _, _ in self._strokes]
         placed = project(np.concatenate(self._points), np.repeat(self._lifts, counts)) * SUPERSAMPLE
@@ -85,14 +85,14 @@ class Sketch:
 
 
 def _round_tone(tone: Tone) -> int | tuple[int, ...]:
-    """Return a tone as Pillow takes it."""
+    """Round and clip a tone to the integers that Pillow expects."""
     if isinstance(tone, tuple):
         return tuple(min(255, max(0, round(value))) for value in tone)
     return min(255, max(0, round(tone)))
 
 
 def reduce_canvas(canvas: Image.Image) -> np.ndarray:
-    """Return the canvas averaged down to its small size, float32 [S, S] or [S, S, 3] of 0..255."""
+    """Average the canvas down to the small size, float32 [S, S] or [S, S, 3 or 4] in 0..255."""
     return np.asarray(canvas.reduce(SUPERSAMPLE), dtype=np.float32)
 
 
@@ -107,30 +107,31 @@ def compute_ellipse(
     """Return points on an ellipse, float [num_points, 2].
 
     Args:
-        center, radii: x and y, in the caller's units.
-        start: where to begin, in turns clockwise from the right-hand side (y points down).
-        turn: how much of the ellipse, 1 is all of it.
+        center, radii: x and y, in any unit.
+        num_points: number of points.
+        start: start angle in full turns, clockwise from the right-hand side (y points down).
+        turn: fraction of the ellipse; 1 is all of it.
     """
     angles = 2 * np.pi * (start + turn * np.arange(num_points) / (num_points - (turn < 1)))
     return np.stack([center[0] + radii[0] * np.cos(angles), center[1] + radii[1] * np.sin(angles)], axis=1)
 
 
 def compute_soft_noise(size: int, *, cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Return smooth noise, float32 [size, size] of about zero mean and unit variance at the nodes.
+    """Return smooth noise, float32 [size, size], with about zero mean, and unit variance at the nodes.
 
     Args:
-        cells: number of independent nodes along a side; few give large blotches.
+        cells: number of independent nodes per side; a small number gives large blotches.
     """
     nodes = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     return np.asarray(nodes.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def compute_blur(image: np.ndarray, *, sigma: float) -> np.ndarray:
-    """Return `image` (float [S, S] or [S, S, 3]) blurred by a Gaussian of `sigma` pixels, edges repeated."""
+    """Blur `image` (float [S, S] or [S, S, 3]) by a Gaussian of `sigma` pixels, with edge pixels repeated."""
     radius = max(1, int(np.ceil(2.5 * sigma)))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     side = len(image)
-    # A blur along one axis is a matrix product; folding the edge weights in repeats the border.
+    # A blur along one axis is a matrix product; adding outside weights to the edge columns repeats the edge.
     columns = np.clip(np.arange(side)[:, None] + np.arange(-radius, radius + 1)[None, :], 0, side - 1)
     matrix = np.zeros((side, side), dtype=np.float32)
     np.add.at(matrix, (np.arange(side)[:, None], columns), (weights / weights.sum()).astype(np.float32))
@@ -139,16 +140,16 @@ def compute_blur(image: np.ndarray, *, sigma: float) -> np.ndarray:
 
 
 def compute_jpeg(image: np.ndarray, *, quality: float) -> np.ndarray:
-    """Return `image` with its 8x8 cosine blocks quantised as JPEG does, so that blocks and ringing show.
+    """Quantise the 8x8 DCT blocks of `image` as JPEG does, which gives block and ringing artifacts.
 
-    Done here and not by a codec, so that the same seed gives the same pixels whatever libjpeg is installed.
+    It uses no codec, so that the same seed gives the same pixels with every version of libjpeg.
 
     Args:
-        image: float [S, S] of 0..255, S a multiple of 8.
-        quality: 50 takes JPEG's own table; 100 hardly changes the image, 15 is coarse.
+        image: float [S, S] in 0..255, S a multiple of 8.
+        quality: 50 uses `_QUANTISATION` as it is; 100 hardly changes the image, 15 is coarse.
 
     Returns:
-        float [S, S], possibly a little outside 0..255.
+        float [S, S], possibly slightly outside 0..255.
     """
     num_blocks = len(image) // _BLOCK
     step = _QUANTISATION * (50 / quality if quality < 50 else max(0.02, 2 - quality / 50))
@@ -158,7 +159,7 @@ def compute_jpeg(image: np.ndarray, *, quality: float) -> np.ndarray:
 
 
 def round_pixels(image: np.ndarray) -> np.ndarray:
-    """Return a float image rounded and clipped to uint8."""
+    """Round a float image and clip it to uint8."""
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -174,7 +175,7 @@ _SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class Person:
-    """What a face looks like at rest. Lengths in pixels, tones of 0..255, the rest as fractions."""
+    """The appearance of a face at rest, with lengths in pixels, tones in 0..255, and other values as fractions."""
 
     half_width: float
     crown: float
@@ -203,7 +204,7 @@ class Person:
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """Return a person drawn at random."""
+    """Draw a random person."""
     u = rng.uniform(0, 1, 12).tolist()
     n = np.clip(rng.standard_normal(14), -2, 2).tolist()
     skin = 95 + 110 * u[0] ** 0.7
@@ -240,7 +241,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def _curve(start: tuple[float, float], middle: tuple[float, float], end: tuple[float, float]) -> np.ndarray:
-    """Return a quadratic Bezier curve, float [6, 2]; `middle` is its control point."""
+    """Return points of a quadratic Bezier curve, float [6, 2]; `middle` is its control point."""
     return _BEZIER @ np.array((start, middle, end))
 
 
@@ -259,7 +260,7 @@ def add_head(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
 
 
 def add_folds(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
-    """Add what the actions fold in the skin: forehead, glabella, crow's feet, cheeks, chin."""
+    """Add the wrinkles that actions and age cause: forehead, glabella, nose, cheeks, crow's feet, chin."""
     skin, age = person.skin, person.age
 
     def crease(strength: float) -> float:
@@ -288,7 +289,7 @@ def add_folds(sketch: Sketch, person: Person, actions: dict[int, float]) -> None
 
 
 def _add_cheeks(sketch: Sketch, person: Person, actions: dict[int, float], crease) -> None:
-    """Add the bags under the eyes, the nasolabial folds, crow's feet and the chin's boss."""
+    """Add raised cheeks, bags under the eyes, nasolabial folds, crow's feet and the crease of the chin."""
     fold = 0.18 * person.age + 0.3 * max(actions[12], 0.9 * actions[9], 0.8 * actions[10], 0.4 * actions[20])
     wing = person.eye_height + person.nose_length - 1 - 1.2 * actions[9]
     corner_x = person.mouth_width + 2.6 + 2.2 * actions[12] + 1.5 * actions[20]
@@ -318,7 +319,7 @@ def _add_cheeks(sketch: Sketch, person: Person, actions: dict[int, float], creas
 
 
 def add_eyes(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
-    """Add both eyes with lids, iris and the shade of their sockets."""
+    """Add both eyes with their sockets, lids and irises."""
     upper = 1.75 * person.eye_opening + 1.25 * actions[5] - 0.75 * actions[7] - 0.35 * actions[6] - 0.3 * actions[9]
     lower = 1.05 * person.eye_opening + 0.25 * actions[5] - 0.75 * actions[7] - 0.75 * actions[6] - 0.5 * actions[9]
     shut = max(0.0, 1 - 1.4 * actions[43])
@@ -368,7 +369,7 @@ def add_brows(sketch: Sketch, person: Person, actions: dict[int, float], *, asym
 
 
 def add_nose(sketch: Sketch, person: Person, actions: dict[int, float], *, light: float) -> None:
-    """Add the nose; its shaded side is away from `light` (-1 from the left .. 1 from the right)."""
+    """Add the nose, shaded on the side away from `light` (-1: from the left, 1: from the right)."""
     tip = person.eye_height + person.nose_length - 1.1 * actions[9] - 0.4 * actions[10]
     width = person.nose_width * (1 + 0.18 * actions[9] + 0.12 * actions[12])
     skin, side = person.skin, -1 if light > 0 else 1
@@ -391,7 +392,7 @@ def add_nose(sketch: Sketch, person: Person, actions: dict[int, float], *, light
 
 
 def add_mouth(sketch: Sketch, person: Person, actions: dict[int, float], *, asymmetry: float) -> None:
-    """Add lips, the dark between them and the teeth."""
+    """Add the lips, and for an open mouth the dark inside and the teeth."""
     pull, drop = actions[12], actions[15]
     half = (
         person.mouth_width + 2.3 * pull + 1.9 * actions[20] - 0.9 * actions[26] * (1 - min(1, pull)) - 0.5 * actions[23]
@@ -432,7 +433,7 @@ def add_mouth(sketch: Sketch, person: Person, actions: dict[int, float], *, asym
 
 
 def _add_teeth(sketch: Sketch, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, actions: dict[int, float]) -> None:
-    """Fill an open mouth: dark, upper teeth where the lip is high, lower teeth where it is low."""
+    """Fill an open mouth with a dark tone, upper teeth, and lower teeth if the lower lip is depressed."""
     back = x[::-1]
     sketch.fill(np.stack([np.append(x, back), np.append(top, bottom[::-1])], axis=1), 28, lift=1.5)
     gap = bottom - top
@@ -452,7 +453,7 @@ _HAIRSTYLE_SHARES = np.cumsum((0.1, 0.34, 0.14, 0.2, 0.16, 0.06))
 
 
 def add_back_hair(sketch: Sketch, person: Person, *, rng: np.random.Generator) -> str:
-    """Add shoulders and the hair behind the head, and return the hairstyle, one of HAIRSTYLES."""
+    """Add the shoulders and the hair behind the head; return the drawn hairstyle, one of HAIRSTYLES."""
     style = HAIRSTYLES[int(np.searchsorted(_HAIRSTYLE_SHARES, rng.random(), side="right"))]
     clothes = float(rng.uniform(10, 230))
     sketch.fill(np.array([(-26, 26), (-12, 22), (12, 22), (26, 26), (30, 60), (-30, 60)]), clothes, lift=-8)
@@ -468,7 +469,7 @@ def add_back_hair(sketch: Sketch, person: Person, *, rng: np.random.Generator) -
 
 
 def add_front_hair(sketch: Sketch, person: Person, style: str, *, rng: np.random.Generator) -> None:
-    """Add the hair that frames or covers the forehead."""
+    """Add the hair around and over the forehead, or a hat."""
     if style == "bald":
         return
     width, crown = person.half_width, person.crown
@@ -512,7 +513,7 @@ def add_beard(sketch: Sketch, person: Person, actions: dict[int, float], *, rng:
 
 
 def add_glasses(sketch: Sketch, person: Person, *, rng: np.random.Generator) -> None:
-    """Add glasses to one face in six; a few of them are dark."""
+    """Add glasses with probability 0.16; some of them are sunglasses."""
     worn, tone, width = rng.random(3).tolist()
     if worn > 0.16:
         return
@@ -530,7 +531,7 @@ def add_glasses(sketch: Sketch, person: Person, *, rng: np.random.Generator) -> 
 
 
 def add_occlusion(sketch: Sketch, person: Person, *, rng: np.random.Generator) -> None:
-    """Hide a part of some faces behind a hand, a scarf or a strand of hair."""
+    """Occlude a part of some faces by a hand, a scarf or a strand of hair."""
     kind, side, place, tone = rng.random(4).tolist()
     side = 1 if side < 0.5 else -1
     if kind < 0.055:
@@ -547,7 +548,7 @@ def add_occlusion(sketch: Sketch, person: Person, *, rng: np.random.Generator) -
 
 
 def _add_hand(sketch: Sketch, tone: float, *, side: int, height: float) -> None:
-    """Add a hand that comes from below at one side, its fingers up."""
+    """Add a hand at one side of the face, from below, with its fingers up."""
     palm = np.array([(5, 14), (17, 12), (24, 34), (8, 34)]) * (side, 1) + (0, height - 8)
     sketch.fill(palm, tone, lift=7)
     for finger in range(4):

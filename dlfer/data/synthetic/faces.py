@@ -1,9 +1,9 @@
-"""The embedded faces: seven expressions, 48x48 grey, drawn by our own code and as hard as FER2013 is.
+"""Generator of synthetic faces: seven expressions, 48x48 grey, meant to be as difficult as FER2013.
 
-What makes them hard is what makes FER2013 hard: expressions of varying strength that share facial
-actions, labels that people disagree about, very unequal classes, and faces of any shape, pose,
-light, hair and occlusion in a small noisy picture. Nothing is downloaded, and image i of a split is
-a function of (seed, split, i) alone, so that a smaller draw is the beginning of a larger one.
+Their difficulties are those of FER2013: expressions of varying strength that share facial actions,
+ambiguous labels, very unequal classes, and varied face shapes, poses, lighting, hair and occlusions
+in small noisy images. Nothing is downloaded, and image i of a split depends only on (seed, split, i),
+so that a smaller data set is the beginning of a larger one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ACTIONS = {
     43: "eyes closed",
 }
 
-# Expression -> its variants, each action -> intensity (0 absent, 1 as strong as it gets).
+# Expression -> its variants, each of which maps actions to intensities (0: absent, 1: strongest).
 PROTOTYPES: dict[str, tuple[dict[int, float], ...]] = {
     "Angry": (
         {4: 1.0, 5: 0.6, 7: 0.7, 23: 0.9, 24: 0.5},
@@ -93,19 +93,20 @@ PROTOTYPES: dict[str, tuple[dict[int, float], ...]] = {
     "Neutral": ({}, {25: 0.25}, {43: 0.2}),
 }
 
-# An action of the prototype is missing from a face with this probability: real faces show parts.
+# Probability that an action is nearly absent, since real faces show expressions only in part.
 MISSING = 0.08
 
 
 def draw_intensities(expression: str, *, rng: np.random.Generator) -> dict[int, float]:
-    """Return how strongly each action shows in one face of `expression`.
+    """Draw the intensity of each facial action in one face with `expression`.
 
-    A variant is chosen, its actions are scaled by one strength of the whole face and by a factor of
-    their own, a few drop out, and each action of the table may be a little active at rest; so that a
-    weak expression looks much like another one.
+    A variant is drawn, its actions are scaled by one strength of the whole face and by individual factors,
+    a few are nearly dropped, and every action may be slightly active at rest, so that weak expressions
+    resemble others.
 
     Args:
         expression: a key of PROTOTYPES.
+        rng: the only source of randomness.
 
     Returns:
         action number -> intensity in [0, 1.3], with every key of ACTIONS.
@@ -133,8 +134,8 @@ NUM_FACES = {"train": 6000, "validation": 1000, "test": 1000}
 # Images per class in FER2013's Training split (I. Goodfellow et al., 2013), in the order of the labels.
 FER2013_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 
-# With this probability the face shows an expression that people confuse with the label's. FER2013's
-# own labels are less certain still: people agree with them on about 65 % of the images.
+# Probability that a face shows an expression that people confuse with its label. FER2013's labels are
+# even less reliable: people agree with them on about 65 % of the images.
 LABEL_NOISE = 0.12
 CONFUSABLE = {
     "Angry": ("Sad", "Disgust", "Neutral"),
@@ -153,10 +154,10 @@ _DEPTH = 13.0
 
 
 def load_synthetic_faces(config: DataConfig) -> DataBundle:
-    """Draw the faces of an experiment: FER2013's labels and class shares, about 1 ms an image.
+    """Generate the faces of an experiment, with FER2013's labels and class shares, in about 1 ms per image.
 
     Args:
-        config: `num_images` says how many of each split (null: 6000, 1000 and 1000), `seed` which ones.
+        config: `num_images` is the number of each split (null: 6000, 1000 and 1000), `seed` selects the images.
 
     Returns:
         A bundle whose splits hold uint8 [N, 48, 48, 1] and ids such as "synthetic_faces/train/17".
@@ -170,7 +171,7 @@ def load_synthetic_faces(config: DataConfig) -> DataBundle:
 
 
 def _draw_split(name: str, num_images: int, *, seed: int) -> Split:
-    """Draw one split of `num_images` faces."""
+    """Generate one split of `num_images` faces."""
     images = np.empty((num_images, FACE_SIZE, FACE_SIZE, 1), dtype=np.uint8)
     targets = np.empty(num_images, dtype=np.int64)
     for index in range(num_images):
@@ -182,14 +183,14 @@ def _draw_split(name: str, num_images: int, *, seed: int) -> Split:
 
 
 def _draw_shown(label: str, *, rng: np.random.Generator) -> str:
-    """Return the expression that a face of this label shows: its own, or a confusable one."""
+    """Draw the expression that a face with this label shows: the label's, or one that is confused with it."""
     others = CONFUSABLE[label]
     choice = int(rng.integers(len(others)))
     return others[choice] if rng.random() < LABEL_NOISE else label
 
 
 def draw_face(expression: str, *, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture of a face that shows `expression`; who, and how photographed, is drawn at random.
+    """Generate an image of a face that shows `expression`, with a random person, pose, light and camera.
 
     Args:
         expression: one of FER2013's labels, e.g. "Happy".
@@ -199,7 +200,7 @@ def draw_face(expression: str, *, rng: np.random.Generator) -> np.ndarray:
         uint8 [48, 48], grey.
 
     Raises:
-        DataError: the expression is not known.
+        DataError: the expression is unknown.
     """
     actions = draw_intensities(expression, rng=rng)
     person = draw_person(rng)
@@ -216,7 +217,7 @@ def draw_face(expression: str, *, rng: np.random.Generator) -> np.ndarray:
 def _add_face(
     sketch: Sketch, person: Person, actions: dict[int, float], *, light: float, rng: np.random.Generator
 ) -> None:
-    """Add everything from the hair behind the head to the hand before it, back to front."""
+    """Add all parts from back to front, from the hair behind the head to the hand in front of it."""
     hairstyle = add_back_hair(sketch, person, rng=rng)
     asymmetry = rng.uniform(-1, 1, 2)
     add_head(sketch, person, actions)
@@ -232,7 +233,7 @@ def _add_face(
 
 
 class _Pose:
-    """Where the head stands in the picture: yaw, pitch and roll (radians), zoom and shift (pixels)."""
+    """The pose of the head in the image: yaw, pitch and roll (radians), zoom, and shift (pixels)."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         yaw, pitch, roll, right, down = np.clip(rng.standard_normal(5), -2.2, 2.2).tolist()
@@ -243,9 +244,9 @@ class _Pose:
         self.turn = np.array([(cos, sin), (-sin, cos)])
 
     def project(self, points: np.ndarray, lifts: np.ndarray) -> np.ndarray:
-        """Return where points of the frontal face (float [N, 2]) appear, in pixels of the picture.
+        """Project points of the frontal face (float [N, 2]) to pixels of the image.
 
-        The face is half an ellipsoid; `lifts` (float [N]) stand out of it.
+        The face is half an ellipsoid, from which the points protrude by `lifts` (float [N]).
         """
         inside = 1 - (points[:, 0] / 18) ** 2 - (points[:, 1] / 24) ** 2
         depth = _DEPTH * np.sqrt(np.maximum(inside, 0)) + lifts
@@ -255,14 +256,14 @@ class _Pose:
 
 
 def _expose(image: np.ndarray, pose: _Pose, *, light: float, rng: np.random.Generator) -> np.ndarray:
-    """Light, photograph and compress a drawn face: float32 [48, 48] to uint8."""
+    """Add lighting, camera effects and JPEG compression to a drawn face, float32 [48, 48]; return uint8."""
     x, y = (_GRID - pose.shift[0])[None, :], (_GRID - pose.shift[1])[:, None]
     cos, sin = np.cos(pose.roll) / pose.zoom, np.sin(pose.roll) / pose.zoom
     across, along = (x * cos + y * sin) / 19, (y * cos - x * sin) / 25
     radius = across**2 + along**2
     facing = np.sqrt(np.maximum(1 - radius, 0.05))
     height = rng.uniform(-0.9, 0.25)
-    # Lambert's law on an ellipsoid, with ambient light so that no half goes black.
+    # Lambert's law on an ellipsoid, with ambient light so that neither half becomes black.
     lit = np.maximum(across * light + along * height + facing, 0) / np.sqrt(1 + light**2 + height**2)
     ambient = rng.uniform(0.3, 0.8)
     shade = ambient + (1 - ambient) * 1.15 * lit
@@ -270,7 +271,7 @@ def _expose(image: np.ndarray, pose: _Pose, *, light: float, rng: np.random.Gene
     image = image * (1 + (shade - 1) * head)
     image = image + compute_soft_noise(FACE_SIZE, cells=6, rng=rng) * (3 + 11 * (1 - head))
     gain, level, blur, grain, quality = rng.random(5).tolist()
-    # Exposure: towards FER2013's brightness (mean 129) and contrast (deviation mostly 40 to 70 in one image).
+    # Match FER2013's brightness (mean 129) and contrast (standard deviation of an image mostly 40 to 70).
     contrast = min(1.9, (38 + 34 * gain) / (float(image.std()) + 1))
     image = (image - image.mean()) * contrast + 85 + 85 * level
     if blur > 0.4:

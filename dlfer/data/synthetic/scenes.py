@@ -1,8 +1,8 @@
-"""The embedded scenes: textured things in colour, 64x64, so that stage one has something to teach.
+"""Generator of synthetic scenes: textured objects in colour, 64x64, as training data for EF-FER1.
 
-Sixteen classes in equal numbers. Place, size, turn, colours, texture, background, light, what stands
-before the thing and the camera's noise are drawn at random, so that only shape tells the class.
-Image i of a split is a function of (seed, split, i) alone.
+There are sixteen classes of equal size. Position, size, rotation, colours, texture, background, light,
+occlusion and camera noise are random, so that only the shape identifies the class.
+Image i of a split depends only on (seed, split, i).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one thing, red, green and blue of 0..255."""
+    """The colours of one object, as (red, green, blue) in 0..255."""
 
     main: Color
     second: Color
@@ -39,12 +39,12 @@ class Palette:
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Return the corners of an upright rectangle, float [4, 2]."""
+    """Return the corners of an axis-aligned rectangle, float [4, 2]."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def _scale(color: Color, factor: float) -> Color:
-    """Return a colour made lighter or darker."""
+    """Return a colour multiplied by a factor, to lighten or darken it."""
     return (color[0] * factor, color[1] * factor, color[2] * factor)
 
 
@@ -159,7 +159,7 @@ def _add_mushroom(sketch: Sketch, palette: Palette, rng: np.random.Generator) ->
 
 def _add_ring(sketch: Sketch, palette: Palette, rng: np.random.Generator) -> None:
     outer, inner = (compute_ellipse((0, 0), (r, r), num_points=24) for r in (0.92, rng.uniform(0.45, 0.62)))
-    # One polygon with a slit: out and around, then back along the inner rim, leaves a true hole.
+    # One polygon with a slit, along the outer rim and back along the inner one, leaves a real hole.
     sketch.fill(np.concatenate([outer, outer[:1], inner[:1], inner[::-1]]), palette.main)
 
 
@@ -217,16 +217,16 @@ SCENE_LABELS = tuple(sorted(SHAPES))
 _SPLIT_CODES = {"train": 10, "validation": 11, "test": 12}
 _GRID = np.arange(SCENE_SIZE, dtype=np.float32) - (SCENE_SIZE - 1) / 2
 _NUM_TEXTURES = 6
-# Largest difference of a channel under which a thing would hardly be seen before its background.
+# If no channel differs by at least this much, an object would be hardly visible against its background.
 _LEAST_CONTRAST = 80
 
 
 def load_synthetic_scenes(config: DataConfig) -> DataBundle:
-    """Draw the scenes of an experiment, about 1 ms an image, all classes in equal numbers.
+    """Generate the scenes of an experiment, with classes of equal size, in about 1 ms per image.
 
     Args:
-        config: `num_images` says how many of each split (null: 6000, 1000 and no test), `seed` which ones;
-            `num_labels` of how many labels.
+        config: `num_images` is the number of each split (null: 6000, 1000 and no test), `seed` selects the
+            images, `num_labels` is the number of labels.
 
     Returns:
         A bundle whose splits hold uint8 [N, 64, 64, 3] and ids such as "synthetic_scenes/train/17".
@@ -241,7 +241,7 @@ def load_synthetic_scenes(config: DataConfig) -> DataBundle:
 
 
 def name_labels(num_labels: int | None) -> tuple[str, ...]:
-    """Return the names of so many labels; beyond those of the things, a thing's name has a number: "umbrella 2"."""
+    """Return `num_labels` names; beyond the number of shapes, the shapes' names are numbered: "umbrella 2"."""
     if num_labels is None:
         return SCENE_LABELS
     rounds = [(_get_thing(index), index // len(SCENE_LABELS)) for index in range(num_labels)]
@@ -253,7 +253,7 @@ def _get_thing(target: int) -> str:
 
 
 def _draw_split(name: str, num_images: int, *, labels: tuple[str, ...], seed: int) -> Split:
-    """Draw one split of `num_images` scenes; the classes take turns."""
+    """Generate one split of `num_images` scenes, cycling through the classes."""
     images = np.empty((num_images, SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
     targets = np.arange(num_images, dtype=np.int64) % len(labels)
     for index, target in enumerate(targets.tolist()):
@@ -264,14 +264,14 @@ def _draw_split(name: str, num_images: int, *, labels: tuple[str, ...], seed: in
 
 
 def draw_scene(label: str, *, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture of a thing of class `label` before some background, uint8 [64, 64, 3] RGB.
+    """Generate an image of an object of class `label` in front of a background, uint8 [64, 64, 3] RGB.
 
     Args:
         label: one of SCENE_LABELS, e.g. "umbrella".
         rng: the only source of randomness.
 
     Raises:
-        DataError: the label is not known.
+        DataError: the label is unknown.
     """
     if label not in SHAPES:
         raise DataError(f"scene label {label!r}: expected one of {', '.join(SCENE_LABELS)}.")
@@ -279,7 +279,7 @@ def draw_scene(label: str, *, rng: np.random.Generator) -> np.ndarray:
     sketch = Sketch()
     palette = _draw_palette(rng)
     SHAPES[label](sketch, palette, rng)
-    # The fourth channel of "RGBX" is full wherever something is painted: after the reduction, the coverage.
+    # The fourth channel of "RGBX" is full wherever something is painted, so it is the coverage after the reduction.
     canvas = Image.new("RGBX", (SCENE_SIZE * SUPERSAMPLE, SCENE_SIZE * SUPERSAMPLE), (0, 0, 0, 0))
     sketch.paint(canvas, place.project, zoom=place.size / 24)
     painted = reduce_canvas(canvas)
@@ -287,7 +287,7 @@ def draw_scene(label: str, *, rng: np.random.Generator) -> np.ndarray:
 
 
 class _Place:
-    """Where a thing stands: centre and size in pixels, turn in radians, and a squeeze of its width."""
+    """The placement of an object: centre and size in pixels, and a matrix of its rotation, scale and flip."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.size = float(rng.uniform(18, 30))
@@ -299,12 +299,12 @@ class _Place:
         self.turn = np.array([(cos * squeeze, sin * squeeze), (-sin, cos)])
 
     def project(self, points: np.ndarray, lifts: np.ndarray) -> np.ndarray:
-        """Return where points of the thing (float [N, 2]) appear in the picture; `lifts` change nothing here."""
+        """Project points of the object (float [N, 2]) to pixels of the image; `lifts` are ignored."""
         return points @ self.turn + self.center + SCENE_SIZE / 2
 
 
 def _draw_palette(rng: np.random.Generator) -> Palette:
-    """Return colours of which the body's is bright enough to carry a texture."""
+    """Draw the colours of an object, with a main colour that is bright enough to show a texture."""
     colors = rng.uniform(15, 250, (2, 3))
     colors[0] += max(0.0, 75 - float(colors[0].mean()))
     dark = float(rng.uniform(0.2, 0.5))
@@ -315,13 +315,14 @@ def _draw_palette(rng: np.random.Generator) -> Palette:
 def _compose(
     painted: np.ndarray, cover: np.ndarray, place: _Place, palette: Palette, *, rng: np.random.Generator
 ) -> np.ndarray:
-    """Put a painted thing before a background, light and photograph it; return uint8 [64, 64, 3].
+    """Compose a painted object with a background, lighting and camera effects; return uint8 [64, 64, 3].
 
     Args:
-        painted: float [64, 64, 3] of 0..255, black where nothing is painted.
-        cover: float [64, 64, 1] in [0, 1], how much of each pixel is painted.
-        place: where the thing stands; its texture turns with it.
-        palette: its colours, which the background keeps away from.
+        painted: float [64, 64, 3] in 0..255, black where nothing is painted.
+        cover: float [64, 64, 1] in [0, 1], the painted fraction of each pixel.
+        place: the object's placement, with which its texture rotates and scales.
+        palette: the object's colours, from which the background differs.
+        rng: the only source of randomness.
     """
     texture = _draw_texture(rng, scale=place.size / 24, turn=place.turn / place.size)
     image = painted * (1 + rng.uniform(0.1, 0.55) * texture[:, :, None])
@@ -340,11 +341,11 @@ def _compose(
 
 
 def _draw_texture(rng: np.random.Generator, *, scale: float, turn: np.ndarray) -> np.ndarray:
-    """Return a pattern, float [64, 64] of about -1..1: plain, stripes, dots, checks, blotches or a gradient.
+    """Draw a pattern, float [64, 64] of about -1..1: plain, stripes, dots, checks, blotches or a gradient.
 
     Args:
-        scale: factor on the lengths of the pattern.
-        turn: float [2, 2], the directions of the pattern's own axes.
+        scale: factor of the pattern's lengths.
+        turn: float [2, 2], the directions of the pattern's axes.
     """
     kind = int(rng.integers(_NUM_TEXTURES))
     if kind == 0:
@@ -367,7 +368,7 @@ def _draw_texture(rng: np.random.Generator, *, scale: float, turn: np.ndarray) -
 
 
 def _draw_background(palette: Palette, rng: np.random.Generator) -> np.ndarray:
-    """Return a background, float [64, 64, 3] of 0..255: two colours mixed by a texture, or sky and ground."""
+    """Draw a background, float [64, 64, 3] of about 0..255: two colours mixed by a texture, or sky and ground."""
     colors = rng.uniform(10, 245, (2, 3))
     close = np.abs(colors - palette.main).max(axis=1, keepdims=True) < _LEAST_CONTRAST
     colors = np.where(close, (colors + 128) % 256, colors)
@@ -382,7 +383,7 @@ def _draw_background(palette: Palette, rng: np.random.Generator) -> np.ndarray:
 
 
 def _occlude(image: np.ndarray, place: _Place, *, rng: np.random.Generator) -> np.ndarray:
-    """Return `image` with a bar or a disc of one colour before the edge of the thing."""
+    """Return `image` with a bar or a disc of one colour in front of the object's edge."""
     color = rng.uniform(10, 245, 3)
     side = rng.uniform(0, 2 * np.pi)
     x = _GRID - place.center[0] - 0.75 * place.size * np.cos(side)
