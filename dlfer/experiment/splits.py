@@ -95,8 +95,7 @@ def find_run_duplicates(
     """Return the duplicates of the split that a run is evaluated on; None if its images or those of train are streamed.
 
     Args:
-        history: the images that the run learns from besides the bundle, of which those of EF-FER1 are compared.
-            Streamed images are not.
+        history: the images that the run learns from besides the bundle; those of EF-FER1 are compared unless streamed.
         data: the data section of the bundle; None: unknown, so ids are not comparable with those of other data.
     """
     if bundle.test is not None:
@@ -118,8 +117,7 @@ def find_judged_duplicates(
 
     Args:
         name: "test" or "validation", the role of the split in metrics.json.
-        judged: the evaluated split.
-        train: the split that trained the model.
+        judged, train: the evaluated split, and the one that trained the model.
         selection: the split that selected it; None if this is the evaluated one or absent. It is ignored if streamed.
         same_ids: whether an id means the same image in all splits, so augmented copies are found by their ids.
     """
@@ -133,7 +131,7 @@ def find_judged_duplicates(
 
 
 def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
-    """Return the contents of data.json: labels, splits with counts and fingerprints, duplicates, and notes on loading."""
+    """Return the contents of data.json: labels, splits with counts and fingerprints, duplicates, loading notes."""
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return DataRecord(
         source=bundle.source,
