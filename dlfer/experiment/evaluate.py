@@ -1,7 +1,6 @@
 """Evaluation of a trained model on its own run's data, a csv, a folder, arrays, or the data of another experiment.
 
-External models, given as files, are evaluated like our own: with the same images, metrics, intervals and duplicate
-counts.
+External models, given as files, are evaluated likewise, on the same images and with the same metrics and intervals.
 """
 
 from __future__ import annotations
@@ -209,8 +208,7 @@ def _load_sources(run: Run) -> tuple[Split, Split | None] | None:
 def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
     """Return the splits that trained and selected a run or shipped model, if a csv contains exactly these images.
 
-    The result is None if the csv lacks the training split; its second item is None if it lacks only the selection
-    split.
+    The result is None if the csv lacks the training images, and its second item if it lacks those that selected.
     """
     splits = (DataRecord.read(folder) or DataRecord()).splits
     described = {name: splits[name].fingerprint if name in splits else None for name in ("train", "validation")}
@@ -584,8 +582,7 @@ def read_labels(text: str) -> tuple[str, ...]:
 
     Args:
         text: "angry,disgust,..."; or the path of a .txt with one label per line, or of a .json with a list, or with an
-            object whose keys are the indices of the outputs, e.g. {"0": "angry"}, itself or (transformers) as
-            "id2label".
+            object whose keys are the indices of the outputs, e.g. {"0": "angry"}, also (transformers) as "id2label".
 
     Raises:
         UserError: the file cannot be read or has another structure.
