@@ -313,7 +313,7 @@ class Answers:
         self._fingerprints = {key: compute_fingerprint(split) for key, split in splits.items() if split is not None}
 
     def get(self, split: str, view: str, *, epoch: int | None = None) -> np.ndarray:
-        """Return the members' final probabilities, or those after an epoch (float32 [M, N, C], ordered as the split)."""
+        """Return the members' final probabilities, or those after an epoch (float32 [M, N, C], in split order)."""
         if epoch is not None:
             return self.read_milestone(epoch, split)
         return np.stack([self._get_one(member, split, view) for member in self.members])
