@@ -60,7 +60,7 @@ def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
 
 
 def have_same_source(first: DataConfig, second: DataConfig) -> bool:
-    """Return whether an id means the same image in two data sections; never for synthetic images, compared by pixels."""
+    """Return whether ids of two data sections mean the same images; synthetic images are only compared by pixels."""
     if first.source != second.source or first.name != second.name or first.source.startswith("synthetic"):
         return False
     try:
@@ -131,7 +131,7 @@ class Seen:
         return None not in (self.ids, self.data, data) and have_same_source(self.data, data)
 
     def can_tell(self, split: Split, data: DataConfig | None) -> bool:
-        """Return whether images of a split can be found in it, by ids or by the digests of images of the same shape."""
+        """Return whether images of a split can be found among these, by ids or by digests of the same shape."""
         return self.is_same(data) or self.shape in (None, split.images.shape[1:])
 
     def mark(self, split: Split, is_own: np.ndarray, data: DataConfig | None) -> tuple[np.ndarray, ...]:
@@ -151,7 +151,7 @@ class Seen:
         return trained, copied, selected
 
     def find(self, judged: Split, data: DataConfig | None, *, with_selection: bool) -> Duplicates | None:
-        """Return the duplicates of `judged` in it, only exact ones if its images are unavailable; None: unknown."""
+        """Return the duplicates of `judged` among these images, only exact ones if these are absent; None: unknown."""
         bundle = self.load()
         if bundle is None and not self.can_tell(judged, data):
             return None
@@ -203,7 +203,7 @@ class History:
         return not self.unknown and all(seen.can_tell(split, data) or seen.load() is not None for seen in self.seen)
 
     def count(self, split: Split, own: Split | StreamedSplit, data: DataConfig | None) -> Found:
-        """Return how many images of a split it learned from, without copies that `own`, the split's train, contains."""
+        """Return how many images of a split the model learned from, ignoring copies of images in `own`, its train."""
         is_own = np.zeros(len(split), bool)
         if isinstance(own, Split):
             is_own = np.isin(hash_images(split.images), hash_images(own.images))
@@ -247,7 +247,7 @@ def trace_pretraining(config: ExperimentConfig, load: LoadStage) -> History:
 
 
 def trace_experiment(config: ExperimentConfig, load: LoadStage) -> History:
-    """Return the future history of a network to be trained: its data and that of its EF-FER1 and its teachers."""
+    """Return the history that a network to be trained will have: its data and that of its EF-FER1 and teachers."""
     tracer = _Tracer(load)
     tracer.add_stage(TRAINED, config.finetune, IMAGES_FILE)
     tracer.follow_pretraining(config.pretrain, PRETRAINED)
@@ -287,7 +287,7 @@ class _Tracer:
             self._follow_earlier(home, config, record, role)
 
     def _follow_earlier(self, home: Path, config: ExperimentConfig | None, record: RunRecord | None, role: str) -> None:
-        """Add the history of a run's pretraining and teachers; a shipped model's teachers are those of its experiment."""
+        """Add the history of a run's pretraining and teachers, which for a shipped model its experiment names."""
         before, taught = (PRETRAINED, TAUGHT) if role == TRAINED else (role, role)
         if config is not None:
             self.follow_pretraining(config.pretrain, before, home)
@@ -330,7 +330,7 @@ class _Tracer:
             self.follow_name(str(folder) if path.is_file() else name, role)
 
     def follow_name(self, name: str, role: str, sha256: Mapping[str, str] | None = None) -> None:
-        """Add the history of a named model; it is unknown if on the hub, missing, or if its files are not `sha256`."""
+        """Add the history of a named model, unknown if missing, changed (`sha256`), or on the hub (not downloaded)."""
         folder = None
         with contextlib.suppress(DlferError):  # missing or damaged
             path = resolve_path(name)

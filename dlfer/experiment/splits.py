@@ -157,8 +157,7 @@ def predict_splits(
     """Predict splits, write the predictions of each into `folder`, and return them by name; absent splits are omitted.
 
     Args:
-        names: some of "train", "validation" and "test". Of train only a sample of `evaluate.num_train` images is
-            predicted.
+        names: of "train", "validation" and "test"; of train only a sample of `evaluate.num_train` images is predicted.
         known: predictions that were computed already.
     """
     batch_size = config.evaluate.batch_size

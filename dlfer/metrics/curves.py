@@ -42,7 +42,7 @@ def compute_roc(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, 
     """
     _, true_positives, passed, _ = count_ranked(is_target, scores)
     positives = int(np.sum(is_target))
-    # A quotient by NaN is NaN.
+    # A count of 0 is replaced by NaN, so that the rate is NaN as well.
     tpr = np.r_[0, true_positives] / (positives or np.nan)
     fpr = np.r_[0, passed - true_positives] / (len(scores) - positives or np.nan)
     return fpr, tpr, np.r_[np.inf, np.unique(scores)[::-1]]

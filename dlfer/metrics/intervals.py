@@ -25,7 +25,7 @@ UNDEFINED: Interval = (float("nan"), float("nan"))
 
 
 def compute_quantile(level: float) -> float:
-    """Return z such that a standard normal lies within -z..z with probability `level` (0.95: 1.96)."""
+    """Return z such that a standard normal variable is in -z..z with probability `level` (0.95: z = 1.96)."""
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 

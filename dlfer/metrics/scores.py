@@ -214,7 +214,7 @@ def _give_reasons(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, {"value", "low", "high"}) for each figure of a nested dictionary."""
+    """Yield (name, {"value", "low", "high"}) for each metric of a nested dictionary."""
     for name, item in scores.items():
         if isinstance(item, dict) and "low" in item:
             yield name, item
