@@ -1,4 +1,4 @@
-"""Implementation of `dlfer audit`: load the data unchanged from its source, audit it, and write the requested files."""
+"""Implementation of `dlfer audit`: load the data with its source's own splits, audit it, and write files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IMAGE_SIZE = 256
 
 @dataclass(frozen=True)
 class Inspected:
-    """Data loaded from its source, before an experiment's sampling, splitting and resizing.
+    """Data with the splits of its source, before anything is sampled or split.
 
     Attributes:
         name: the file or folder.
