@@ -1,5 +1,5 @@
-"""One experiment from data to report, and the evaluation of a finished one on other data.
+"""Execution of an experiment from data to report, and evaluation of trained models on other data.
 
-What enters is an `ExperimentConfig`. What leaves is a run directory with the model, predictions, metrics and report.
-`run` is the only module that sees every step.
+The input is an `ExperimentConfig`, the output a run directory with the model, predictions, metrics and report.
+`run` is the only module that is concerned with every step.
 """

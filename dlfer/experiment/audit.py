@@ -1,4 +1,4 @@
-"""The work of `dlfer audit`: load the data as its source has it, audit it, and write what was asked for."""
+"""Implementation of `dlfer audit`: load the data with its source's own splits, audit it, and write files."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, to_cell
 
 _IMAGE_SIZE = 256
-"""Pixels. Images of a folder that differ in size are reduced to at most this size, unless an experiment says another."""
+"""Image size in pixels to which a folder's images of different sizes are reduced, unless an experiment sets another."""
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """Data as its source has it, before anything is drawn, split or resized on purpose.
+    """Data with the splits of its source, before anything is sampled or split.
 
     Attributes:
         name: the file or folder.
-        splits: under the source's own names.
+        splits: the splits under the source's own names.
         labels: names of the targets.
-        reading: what could not be read.
-        notes: what was done to the images when they were loaded.
+        reading: counts of files or rows read, and those that could not be read.
+        notes: changes made to the images when they were loaded.
         votes: the experiment's file of votes.
         aliases: the experiment's `data.labels.aliases`.
-        seed: of a split that is drawn.
+        seed: for drawing a new split.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class AuditFiles:
-    """The files that an audit is asked to write, None: not that one; and whether they replace those that are there."""
+    """The files that an audit writes (None: not this one), and whether existing files are overwritten."""
 
     json: Path | None = None
     html: Path | None = None
@@ -79,23 +79,23 @@ def inspect_data(
     show: Callable[[AuditRecord], None] = lambda audit: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> AuditRecord:
-    """Audit data and write the files asked for.
+    """Audit data and write the requested files.
 
-    What cannot be read is counted and named, and does not end the audit.
+    Images or rows that cannot be read are counted and listed, and do not abort the audit.
 
     Args:
-        path: a folder (class folders, or train, validation and test with them); a csv in the layout of FER2013, with or
-            without a column Usage, each Usage a split; a zip with either; an .npz of arrays; or an experiment file, whose
-            `finetune.data` is audited.
+        path: a folder (class folders, or train, validation and test with class folders); a csv in the layout of
+            FER2013, with or without a column Usage, each Usage a split; a zip with either; an .npz of arrays; or an
+            experiment file, whose `finetune.data` is audited.
         votes: a file of FER+ votes, instead of the experiment's `finetune.data.votes`.
-        files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
-            that divides all images into train, validation and test with each group on one side.
-        show: is given the audit before anything is written.
+        files: the files to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
+            that divides all images into train, validation and test, with each group in only one of them.
+        show: called with the audit before any file is written.
 
     Raises:
-        UserError: the data is not there or not in such a layout.
-        ConfigError: a file to write is read, or is there already; see `check_outputs`.
-        DlferError: one or more of the files could not be written; the others are.
+        UserError: the data does not exist or has another layout.
+        ConfigError: a file to write is also an input, or already exists; see `check_outputs`.
+        DlferError: some of the files could not be written; the others are.
     """
     files = files or AuditFiles()
     wanted = {"--json": files.json, "--html": files.html, "--write-groups": files.groups, "--write-split": files.split}
@@ -133,7 +133,7 @@ def audit_arrays(
     """Audit images in memory. The arguments are those of `dlfer.audit`.
 
     Raises:
-        DataError: the arrays are not of that form, or their lengths differ.
+        DataError: an array has an invalid form, or the lengths differ.
     """
     whole, names = make_split(images, labels, ids=ids)
     if splits is None:
@@ -148,7 +148,7 @@ def audit_arrays(
 
 
 def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callable[[str], None]) -> None:
-    """Write each file, whether or not another cannot be written."""
+    """Write each file, and raise DlferError at the end if some could not be written."""
     problems = []
     for path, write in writers:
         try:
@@ -161,20 +161,20 @@ def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callab
 
 
 def load_inspected(given: GivenData) -> Inspected:
-    """Return the data that was recognised; what cannot be read is left out.
+    """Load recognised data without the images or rows that cannot be read.
 
     Raises:
-        UserError: as `inspect_data`.
+        UserError: as in `inspect_data`.
     """
     if given.csv is not None:
         splits, reading = load_fer2013_splits(given.csv)
         notes = (*describe_unread_columns(given.csv), *given.notes)
         return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading, notes)
     config = given.config
-    # What is streamed is not read, and cannot be left out.
+    # Streamed images are not read here, so unreadable ones cannot be skipped.
     update = {} if config.source == "tfds" else {"skip_unreadable": True}
     bundle = load_source_splits(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
-    if config.size is None and config.faces is None:  # these give all images one size
+    if config.size is None and config.faces is None:  # either would give all images one size
         check_shapes(bundle, given.path)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     votes = None if config.votes is None else resolve_path(config.votes)
@@ -191,7 +191,7 @@ def load_inspected(given: GivenData) -> Inspected:
 
 
 def check_inspected(data: Inspected) -> str:
-    """Return on one line what data holds, after seeing that a training could read all of it.
+    """Return a one-line summary of the data, after checking that a training could use all of it.
 
     Raises:
         DataError: an image or a row cannot be read, or there are fewer than two labels.
@@ -222,7 +222,7 @@ def _describe_streamed(split: StreamedSplit) -> str:
 
 
 def format_groups(data: Inspected, survey: Survey) -> str:
-    """Return a csv id,split,label,group: a chain of duplicates connects the images of one group."""
+    """Return a csv id,split,label,group, where a group is the images connected by chains of duplicates."""
     where = list_places(data.held, data.labels)
     groups = number_groups(survey, where).tolist()
     rows = [(place.id, place.split, place.label, group) for place, group in zip(where, groups, strict=True)]
@@ -230,16 +230,16 @@ def format_groups(data: Inspected, survey: Survey) -> str:
 
 
 def format_split(data: Inspected, survey: Survey) -> str:
-    """Return a csv id,split that divides all images 80/20 and again 80/20, stratified, each group on one side.
+    """Return a csv id,split that divides all images 80/20 and again 80/20, stratified, without dividing any group.
 
-    Where an id occurs in several splits, each id is preceded by its split: "train/0.png".
+    If any id occurs in several splits, all ids are prefixed by their splits, e.g. "train/0.png".
     """
     where = list_places(data.held, data.labels)
     ids = np.array([place.id for place in where])
     if len(np.unique(ids)) < len(ids):
         ids = np.array([f"{place.split}/{place.id}" for place in where])
     targets = np.concatenate([split.targets for split in data.held])
-    # The groups are known, so the draw looks at ids and targets alone; the splits may differ in shape.
+    # With given groups the split depends only on ids and targets; image shapes may differ between splits.
     pool = Split("all", np.zeros((len(ids), 1, 1, 1), np.uint8), targets, ids)
     judged = draw_held_out(pool, TEST_FRACTION, seed=data.seed, purpose="test", groups=survey.groups)
     rest = np.flatnonzero(~judged)
@@ -260,7 +260,7 @@ def _format_csv(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
 
 
 def _pick_images(audit: AuditRecord, splits: list[Split]) -> dict[tuple[str, str], np.ndarray]:
-    """Return the images that the page shows, by (split, id)."""
+    """Return (split, id) -> image, for the images that the page shows."""
     wanted = set(list_shown(audit))
     return {
         (split.name, str(name)): split.images[row]

@@ -1,15 +1,15 @@
-"""Distillation: a student learns from the probabilities that trained models, its teachers, give for its training images.
+"""Distillation: a student learns from the probabilities that its teachers, trained models, predict on its train split.
 
-The target of an image is (1 - weight) times its label, or what `soft_targets` made of it, plus weight times the mean
-probabilities of the teachers at a temperature: p^(1/T), normalised. Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in
-a Neural Network" (2015). There the student's probabilities have the temperature, too; here they have not, so that one loss with
-mixed targets is all that training knows of teachers.
+The target of an image is (1 - weight) times its label (or existing soft target) plus weight times the mean
+probabilities of the teachers at a temperature: p^(1/T), normalised. Source: Hinton, Vinyals and Dean, "Distilling the
+Knowledge in a Neural Network" (2015). There the temperature is applied to the student's probabilities as well; here it
+is not, so training uses the ordinary loss with mixed targets.
 
 A student learns from the predictions of its teachers, and so indirectly from the images that these were trained on. A
-teacher that was trained on images of the student's test split is refused; which images of the split that judges the student
-a teacher may have seen otherwise is said in the report. What its members, its EF-FER1, the run that it started from and its own
-teachers learned from counts as its own. What is known of teachers before images are read is checked by
-`dlfer check`, which imports this module without a framework.
+teacher that was trained on images of the student's test split is rejected; the report lists other overlaps of a
+teacher's data with the images that the student is evaluated on. Images that a teacher's members, EF-FER1, initial
+weights or own teachers learned from count as its own. `dlfer check`, which imports this module without a framework,
+checks everything that can be checked without reading images.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Teacher:
         name: as the experiment names it.
         folder: of its artifact.
         artifact: its artifact.json.
-        config: its experiment; None where that is not known here.
+        config: its experiment; None if unknown.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Teacher:
 
     @property
     def home(self) -> Path:
-        """The folder with its records: its run's, or its own where it was shipped."""
+        """The folder with its records: that of its run, or its own if it is a shipped model."""
         return self.folder.parent if (self.folder.parent / RUN_FILE).is_file() else self.folder
 
 
 def open_teacher(name: str) -> Teacher:
-    """Return the teacher of a name: a model's, a run's, or a folder.
+    """Return the teacher with the name of a model or a run, or the path of a folder.
 
     Raises:
-        ModelError: nothing of that name, or a damaged one.
+        ModelError: there is no such model, or it is damaged.
     """
     path = resolve_path(name)
     folder = find_model(path if path.exists() else name).resolve()
@@ -86,7 +86,7 @@ def open_teacher(name: str) -> Teacher:
 
 
 def check_labels(teacher: Teacher, labels: Sequence[str]) -> None:
-    """Raise ConfigError unless a teacher has the labels, in any order."""
+    """Raise ConfigError unless a teacher has exactly these labels, in any order."""
     found = teacher.artifact.labels
     if set(found) != set(labels):
         raise ConfigError(
@@ -96,9 +96,9 @@ def check_labels(teacher: Teacher, labels: Sequence[str]) -> None:
 
 
 def check_splits(teacher: Teacher, data: DataConfig) -> None:
-    """Raise ConfigError where a teacher has certainly been trained on images of the test split that a protocol draws.
+    """Raise ConfigError if a teacher was certainly trained on images of the test split that a protocol draws.
 
-    That is so where it learned from the same files and divided them in another way.
+    This is the case if it was trained on the same source with a different split.
     """
     own = None if teacher.config is None else teacher.config.finetune.data
     if own is None or data.protocol == "official" or not have_same_source(own, data):
@@ -116,7 +116,7 @@ def check_splits(teacher: Teacher, data: DataConfig) -> None:
 
 
 def examine_teachers(config: ExperimentConfig) -> Iterator[str]:
-    """Yield what is wrong with the teachers of an experiment that has some, as far as it is known without its images."""
+    """Yield the problems of the teachers of an experiment with distillation that can be found without its images."""
     data = config.finetune.data
     labels = find_labels(data)
     for name in config.finetune.distill.names:
@@ -132,16 +132,16 @@ def examine_teachers(config: ExperimentConfig) -> Iterator[str]:
 
 
 def distill(run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle) -> DataBundle:
-    """Return the data of a run with the targets of train mixed with what its teachers answer; run.json names the teachers.
+    """Return the data of a run with its teachers' predictions mixed into the targets of train, and record the teachers.
 
-    The teachers predict once: a resumed run, and others on the same images, read what they answered. An ensemble's members are
-    distilled, the ensemble itself learns nothing.
+    The teachers predict once: resumed runs and other runs on the same images reuse the predictions. Data of an ensemble
+    is returned unchanged, since only its members are distilled.
 
     Raises:
-        ConfigError, DataError: the labels of a teacher are others, or images are streamed or on several hosts.
+        ConfigError, DataError: a teacher has other labels, images are streamed, or training uses several hosts.
         ProtocolError: a teacher was trained on images of the test split.
-        ResumeError: a teacher is another model than when the run began.
-        TrainingStopped: while a teacher predicted.
+        ResumeError: a teacher has changed since the run began.
+        TrainingStopped: a stop was requested while a teacher predicted.
     """
     section = config.finetune.distill
     if section is None or config.model.family == "ensemble":
@@ -172,10 +172,10 @@ def distill(run: Run, config: ExperimentConfig, session: Session, bundle: DataBu
 def mix_targets(
     bundle: DataBundle, answers: np.ndarray, section: DistillConfig, teachers: Sequence[TeacherRecord]
 ) -> DataBundle:
-    """Return the bundle with soft targets in train, and a note that says what they are.
+    """Return the bundle with soft targets in train and a note that describes them.
 
     Args:
-        bundle: whose train may have soft targets already, which then take the place of the labels.
+        bundle: the data; if its train already has soft targets, these are used instead of the labels.
         answers: float [N, C], the teachers' mean probabilities on the N images of train, in the order of the labels.
         section: weight and temperature.
         teachers: for the note.
@@ -198,7 +198,7 @@ def mix_targets(
 
 
 def _settle_teachers(run: Run, teachers: Sequence[Teacher], session: Session) -> None:
-    """Compare the teachers with those that a run began with, as `settle_changes` does."""
+    """Compare the teachers with those that the run began with, and reject or record changes by `settle_changes`."""
     changes = []
     for before, teacher in zip(run.record.teachers, teachers, strict=False):
         if before.sha256 != teacher.artifact.sha256:
@@ -210,7 +210,7 @@ def _settle_teachers(run: Run, teachers: Sequence[Teacher], session: Session) ->
 def _describe(
     run: Run, config: ExperimentConfig, teacher: Teacher, session: Session, bundle: DataBundle
 ) -> TeacherRecord:
-    """Return what run.json says of a teacher; refuse one that was trained on the test split."""
+    """Return the record of a teacher for run.json; raise ProtocolError if it was trained on the test split."""
     about, own = teacher.artifact.about, teacher.config
     terms = find_terms(own, about.origins)
     research_only = about.research_only or any(term.research_only for term in terms)
@@ -239,10 +239,10 @@ def _describe(
 def _judge(
     run: Run, config: ExperimentConfig, teacher: Teacher, session: Session, bundle: DataBundle
 ) -> tuple[str | None, str | None]:
-    """Return what a teacher has seen of the images that judge its student, and what is not known of it.
+    """Return sentences on the evaluation images that a teacher learned from, and on unknown training data, or None.
 
     Raises:
-        ProtocolError: it was trained on images of the test split; not of a smoke run, whose numbers mean nothing.
+        ProtocolError: the teacher was trained on images of the test split, except in a smoke run.
     """
     history, data = trace_model(teacher.folder, session.load_bundle), config.finetune.data
     splits = {name: split for name, split in bundle.splits.items() if name != "train" and isinstance(split, Split)}
@@ -274,7 +274,7 @@ def _judge(
 
 
 def _obtain_answers(run: Run, teachers: Sequence[Teacher], session: Session, bundle: DataBundle) -> np.ndarray:
-    """Return the teachers' mean probabilities on train, float32 [N, C]: kept by this run or another, else predicted."""
+    """Return the teachers' mean probabilities on train (float32 [N, C]), from this run, the cache, or predicted."""
     wanted = {
         "images": compute_fingerprint(bundle.train),
         "labels": list(bundle.labels),
@@ -301,7 +301,7 @@ def _obtain_answers(run: Run, teachers: Sequence[Teacher], session: Session, bun
 def _read_answers(file: Path, digest: str, ids: np.ndarray) -> np.ndarray | None:
     try:
         found = read_npz(file)
-    except (OSError, ValueError):  # absent or damaged: predicted again
+    except (OSError, ValueError):  # absent or damaged, so the teachers predict again
         return None
     if str(found.get("digest")) != digest or sorted(found["ids"].tolist()) != sorted(ids.tolist()):
         return None
@@ -310,7 +310,7 @@ def _read_answers(file: Path, digest: str, ids: np.ndarray) -> np.ndarray | None
 
 
 def _predict(teacher: Teacher, bundle: DataBundle, session: Session) -> np.ndarray:
-    """Return float32 [N, C] of a teacher on train, in the order of the bundle's labels."""
+    """Return a teacher's probabilities on train (float32 [N, C]), in the order of the bundle's labels."""
     engine, images = load_engine(teacher.folder), bundle.train.images
     columns = [engine.labels.index(label) for label in bundle.labels]
     session.listener.say(f"teacher {teacher.name}: predicts {len(images):,} training images, once")

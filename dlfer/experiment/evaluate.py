@@ -1,6 +1,6 @@
-"""A trained model judged again: on its own run's images, a csv, a folder, arrays, or another experiment's.
+"""Evaluation of a trained model on its own run's data, a csv, a folder, arrays, or the data of another experiment.
 
-An external model, given as a file, is evaluated like our own: same images, metrics and intervals, duplicates counted.
+External models, given as files, are evaluated likewise, on the same images and with the same metrics and intervals.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def evaluate_model(
     extras: Extras = PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> Metrics:
-    """Judge a trained model and return its metrics: the first of what `evaluate_with_predictions` returns."""
+    """Evaluate a trained model and return its metrics; the arguments are those of `evaluate_with_predictions`."""
     return evaluate_with_predictions(name, data=data, split=split, extras=extras, say=say)[0]
 
 
@@ -68,30 +68,31 @@ def evaluate_with_predictions(
     extras: Extras = PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Metrics, Predictions]:
-    """Judge a trained model and return its metrics and its plain predictions.
+    """Evaluate a trained model and return its metrics, and its predictions without test-time augmentation.
 
     Args:
         name: a run, an artifact folder, or a shipped model's name.
         data: a folder, a csv in the layout of FER2013, a zip with either, an .npz of arrays, or an experiment file
-            whose `finetune.data` is used (with its aliases and drops); or (images, labels) as `dlfer.evaluate` takes them.
-            Without it a run is judged on its own data.
-        split: "test", "validation" or "train"; FER2013's names of them are taken, too. None: test, else validation,
-            else train, or all of data without splits.
+            whose `finetune.data` is used (with its aliases and drops); or (images, labels) as for `dlfer.evaluate`.
+            None: a run is evaluated on its own data.
+        split: "test", "validation" or "train", or FER2013's names for them. None: test, else validation, else train, or
+            all images of data without splits.
+        extras: additional evaluations to make.
 
     Returns:
-        `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
-        trained or selected the model, where the run's data is there to compare with, or the csv has the same;
-        `duplicates` has the counts. Temperature and threshold are those that the run found on its validation.
-        `judged_on.used_for` is what the model has used these images for, if it has; see `tell_use`.
+        `test` has the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
+        trained or selected the model, if the run's data is available or the csv contains the same; `duplicates` has the
+        counts. Temperature and threshold are those that the run fitted on validation. `judged_on.used_for` says whether
+        the model was trained, selected or calibrated on these images; see `tell_use`.
 
     Raises:
-        UserError: model or data is not found or does not fit.
+        UserError: the model or the data is not found, or the data does not fit the model.
     """
     wanted = parse_split(split)
     check_extras(extras)
     folder = find_model(name)
     classifier = load_engine(folder)
-    run = find_run_of(folder)  # not of the name, with which that of a run may begin, too
+    run = find_run_of(folder)  # not by `name`: a shipped model's name may also be the beginning of a run's name
     record = read_artifact_record(folder)
     given = None
     if isinstance(data, tuple):
@@ -110,7 +111,7 @@ def evaluate_with_predictions(
         raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
     trained = run.path if run is not None else folder
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
-    # Another division of the run's own data may have images that trained it under the name of its test split.
+    # If the run's own data is split in another way, its test split may contain images that trained the run.
     is_redivided = is_own and given is not None and _has_trained(run, split)
     is_own = is_own and not is_redivided
     used_for = "training" if is_redivided else tell_use(trained, split, is_own=is_own)
@@ -119,7 +120,7 @@ def evaluate_with_predictions(
     check_extras(extras, split.ids)
     opened = None
     if run is not None:
-        # Another division of the run's own data is not what the run trained and judged on.
+        # If the run's own data is split in another way, the split is recorded by its fingerprint like other data.
         names = [found.name for found in (DataRecord.read(run.path) or DataRecord()).splits.values()]
         fingerprint = None if is_own and (split.name in names or not names) else compute_fingerprint(split)
         opened = count_openings(run.path, fingerprint)
@@ -128,7 +129,7 @@ def evaluate_with_predictions(
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
     if sources is None and given is not None and given.csv is not None:
-        # Nothing but the same images passes, so that what they are named in this csv is what they were named there.
+        # The fingerprints guarantee that these are the same images, so the ids mean the same as in the run.
         sources, same_ids = _find_sources(trained, given.csv), True
     duplicates = None
     if sources is not None:
@@ -139,7 +140,7 @@ def evaluate_with_predictions(
         in_pretrain = history.find_in_pretraining(split, own, with_selection=not is_validation)
         duplicates = replace(duplicates, in_pretrain=in_pretrain)
     of_run = read_metrics(trained)
-    # Duplicates that are counted, and a split that was used as a whole, say more.
+    # Not needed if duplicates are counted or the split as a whole was used, since these are reported.
     seen = describe_seen(trained, name, split) if duplicates is None and used_for is None else None
     if duplicates is not None and used_for != "training" and not record.about.smoke:
         seen = duplicates.describe_leak()
@@ -157,7 +158,7 @@ def evaluate_with_predictions(
 
 
 def prepare_as_trained(split: Split, classifier: Engine, say: Callable[[str], None] | None) -> Split:
-    """Return the split with its faces found and evened out as the model's training data had them."""
+    """Return the split with faces cropped and equalised as in the model's training data."""
     faces = classifier.about.faces
     if faces is None:
         return split
@@ -177,7 +178,7 @@ def _score(
     is_own: bool,
     test_opened: int | None,
 ) -> Metrics:
-    """Return the metrics; `duplicates` is None where the data that made the model is not there any more."""
+    """Return the metrics; `duplicates` is None if the data that the model was made from is not available."""
     protocol = record.about.protocol or "not known"
     return compute_metrics_file(
         {"test": predictions},
@@ -196,7 +197,7 @@ def _score(
 
 
 def _load_sources(run: Run) -> tuple[Split, Split | None] | None:
-    """Return the splits that trained and selected a run; None where its data is gone or streamed."""
+    """Return the splits that trained and selected a run; None if its data is missing or streamed."""
     with contextlib.suppress(MissingDataError, ConfigError):
         bundle = _load_stage(run)
         if isinstance(bundle.train, Split):
@@ -205,9 +206,9 @@ def _load_sources(run: Run) -> tuple[Split, Split | None] | None:
 
 
 def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
-    """Return the splits that trained and selected a run or shipped model, if exactly those images are in a csv.
+    """Return the splits that trained and selected a run or shipped model, if a csv contains exactly these images.
 
-    None if the training images are not; None for the split that selected it if that one is not.
+    The result is None if the csv lacks the training images, and its second item if it lacks those that selected.
     """
     splits = (DataRecord.read(folder) or DataRecord()).splits
     described = {name: splits[name].fingerprint if name in splits else None for name in ("train", "validation")}
@@ -226,12 +227,12 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
 
 
 def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
-    """Return what a model used a split for: "training", "selection", or "calibration" where no epoch was selected; else None.
+    """Return what a model used a split for: "training", "selection", "calibration" (without selection), or None.
 
     Args:
-        folder: of its run, or of the shipped model; data.json in it has the splits' fingerprints.
-        split: as it was loaded.
-        is_own: whether it comes from the run's own data, so that its name says enough.
+        folder: the folder of the run or of the shipped model; its data.json has the splits' fingerprints.
+        split: the split as loaded.
+        is_own: whether it comes from the run's own data, so that comparing the name suffices.
     """
     splits = (DataRecord.read(folder) or DataRecord()).splits
     of_validation = "selection" if _is_selected_in(folder) else "calibration"
@@ -243,14 +244,14 @@ def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
 
 
 def _is_selected(metrics: Metrics | None, about: About | None) -> bool:
-    """Tell whether validation selected a model; where nothing says it, it is taken to have."""
+    """Return whether the model was selected on validation; assumed if neither the metrics nor the artifact says so."""
     if metrics is not None:
         return metrics.is_selected
     return about is None or about.selected_on != LAST_EPOCH
 
 
 def _is_selected_in(folder: Path) -> bool:
-    """Tell so of the model of a run, or of the shipped one in a folder."""
+    """Return whether the model of a run, or the shipped model in a folder, was selected on validation."""
     record = None
     with contextlib.suppress(ModelError):  # damaged
         record = ArtifactRecord.read(folder) or ArtifactRecord.read(folder / "model")
@@ -258,12 +259,12 @@ def _is_selected_in(folder: Path) -> bool:
 
 
 def describe_seen(folder: Path, name: str, split: Split) -> str | None:
-    """Say how many images of a split trained a model or selected it, pixel by pixel the same; None where none did.
+    """Return a sentence on how many images of a split trained or selected a model, by their pixels; None if none did.
 
     Args:
-        folder: of its run, or of the shipped model, with the list of its images; without that list nothing is known.
-        name: of the model, in the sentence.
-        split: as it was loaded.
+        folder: the folder of the run or of the shipped model; without a list of images in it the result is None.
+        name: the model's name in the sentence.
+        split: the split as loaded.
     """
     try:
         lists = read_npz(folder / IMAGES_FILE)
@@ -287,7 +288,7 @@ def describe_seen(folder: Path, name: str, split: Split) -> str | None:
 
 
 def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str | None:
-    """Return the banner: the run's, said to be of its own test split where other data are judged."""
+    """Return the run's banner, marked as the run's own if other data is evaluated; without a run, one for `paper`."""
     if of_run is not None:
         return f"Of the run itself: {of_run.banner}" if of_run.banner and not is_own else of_run.banner
     if protocol != "paper":
@@ -299,7 +300,7 @@ def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str
 
 
 def _is_own_data(run: Run, given: GivenData | None) -> bool:
-    """Tell whether data is the run's own, so that an id means the same image in both."""
+    """Return whether the data is the run's own, so that an id means the same image in both."""
     if given is None:
         return True
     path = run.config().finetune.data.path
@@ -310,10 +311,10 @@ def _is_own_data(run: Run, given: GivenData | None) -> bool:
 
 
 def _has_trained(run: Run, split: Split) -> bool:
-    """Tell whether an image of a split of the run's own data was in its training split, as far as its list tells."""
+    """Return whether an image of a split of the run's own data is in the list of its training images."""
     try:
         known = read_npz(run.path / IMAGES_FILE, names=("train_ids",))["train_ids"]
-    except (OSError, ValueError):  # of a run before it was kept
+    except (OSError, ValueError):  # runs of older versions have no list
         return False
     return bool(np.isin(split.ids, known.astype(str)).any())
 
@@ -338,10 +339,10 @@ def _choose_split(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[
 def load_split(
     path: Path, wanted: str | None, classifier: Engine | ForeignModel, say: Callable[[str], None] | None
 ) -> tuple[Split, tuple[str, ...], GivenData]:
-    """Return the split of data that judges a model, by default the first of test, validation and train, its labels, and what it is.
+    """Return the split to evaluate on, by default the first of test, validation and train, its labels, and its source.
 
     Raises:
-        UserError: there are no images, or not the split that is wanted.
+        UserError: there are no images, or the wanted split is absent.
     """
     held, labels, given = load_held(path, classifier, say)
     if not held:
@@ -364,15 +365,15 @@ _LABELS_FORM = 'expected a .txt with one label per line, or a .json with a list 
 
 @dataclass(frozen=True)
 class FileModel:
-    """An external model as its user describes it.
+    """The user's description of an external model.
 
     Attributes:
         path: of the file.
-        input: as `dlfer.predict.foreign.parse_input` reads it.
-        labels: of its outputs, in order.
+        input: the input format, in the syntax of `dlfer.predict.foreign.parse_input`.
+        labels: of the outputs, in order.
         output: one of `dlfer.predict.foreign.OUTPUTS`.
-        ignore: labels whose outputs are left out.
-        temperature: the number above 0 that its logits are divided by for calibrated probabilities; None: not known.
+        ignore: labels whose outputs are excluded.
+        temperature: the number above 0 that logits are divided by for calibrated probabilities; None: unknown.
     """
 
     path: Path
@@ -385,12 +386,12 @@ class FileModel:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the outputs of a model become probabilities under the labels of the data.
+    """The mapping from a model's outputs to probabilities of the data's labels.
 
     Attributes:
-        labels: of the data, then those that the model alone has.
-        columns: for each of these labels, the column of the model's outputs; None: it has none.
-        unknown: labels with images that the model has no output for.
+        labels: those of the data, followed by those that only the model has.
+        columns: for each of these labels the column of the model's outputs; None: the model has no such output.
+        unknown: labels that have images but no output.
     """
 
     labels: tuple[str, ...]
@@ -398,7 +399,7 @@ class Alignment:
     unknown: tuple[str, ...] = ()
 
     def arrange(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return float32 [N, len(labels)] of the model's float [N, outputs]; rows are divided by their sum."""
+        """Return float32 [N, len(labels)] of float [N, outputs], normalised; rows of zeros become uniform."""
         values = np.zeros((len(probabilities), len(self.columns)), np.float64)
         for index, column in enumerate(self.columns):
             if column is not None:
@@ -409,12 +410,12 @@ class Alignment:
 
 @dataclass(frozen=True)
 class AlignedModel:
-    """An external model that answers under the labels of the data, as one of dlfer does.
+    """An external model that predicts the labels of the data, with the interface of dlfer's own classifiers.
 
     Attributes:
-        given: its description.
-        opened: its file.
-        alignment: of its outputs.
+        given: the user's description.
+        opened: the loaded file.
+        alignment: the mapping from its outputs to labels.
     """
 
     given: FileModel
@@ -423,11 +424,11 @@ class AlignedModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the columns of `predict`."""
+        """The labels of the columns of `predict`."""
         return self.alignment.labels
 
     def predict(self, images: np.ndarray, *, batch_size: int = BATCH) -> np.ndarray:
-        """Return float32 [N, len(labels)], rows sum to one, of uint8 images [N, H, W, C]; the file sets the batch size."""
+        """Return float32 [N, len(labels)], rows sum to one, of uint8 images [N, H, W, C]; `batch_size` is ignored."""
         del batch_size
         outputs = self.opened.compute_outputs(images)
         return self.alignment.arrange(to_probabilities(outputs, self.given.output, self.given.path))
@@ -443,18 +444,18 @@ def evaluate_file(
 ) -> tuple[Metrics, Predictions]:
     """Evaluate an external model and return its metrics and its predictions.
 
-    Labels are matched by name, spellings of one expression alike. An output for a class that the data does not have is a
-    wrong answer unless it is ignored; a class of the data without an output counts as wrong.
+    Labels are matched by name, with different spellings of an expression treated as equal. A prediction of a class that
+    the data lacks is wrong unless that output is ignored; images of a class without an output count as errors.
 
     Args:
-        data, split: as `evaluate_model` takes them; data is needed.
+        data, split: as for `evaluate_model`, but data is required.
 
     Returns:
-        Metrics whose `test` are of the images, `test_without_duplicates` of those without a duplicate in the data's own
-        Training (csv), and whose `foreign` is the description with the time that an image took.
+        Metrics in `test`, those of the images without a duplicate in the csv's own Training split in
+        `test_without_duplicates`, and the description of the model with the time per image in `foreign`.
 
     Raises:
-        UserError: file, description, labels or data are wrong or do not fit.
+        UserError: the file, the description, the labels or the data are invalid or do not fit each other.
     """
     if data is None:
         raise UserError("evaluate: an external model needs --data DATA to be evaluated on.")
@@ -492,10 +493,10 @@ def evaluate_file(
 
 
 def _open(model: FileModel) -> tuple[list[int], ForeignModel]:
-    """Return which outputs of a model are kept, and the model, opened.
+    """Return the columns of a model's outputs to keep, and the loaded model.
 
     Raises:
-        UserError: the description is missing, is not understood, or does not fit the file.
+        UserError: the description is missing, invalid, or does not fit the file.
     """
     if not model.input or not model.labels:
         raise UserError(
@@ -511,10 +512,10 @@ def _open(model: FileModel) -> tuple[list[int], ForeignModel]:
 
 
 def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[int]:
-    """Return which outputs are kept.
+    """Return the columns of the outputs that are not ignored.
 
     Raises:
-        UserError: a label is empty or stands twice, an ignored one is none of them, or fewer than two are left.
+        UserError: a label is empty or repeated, an ignored one is not among them, or fewer than two are left.
     """
     names = [fold_name(label) for label in labels]
     twice = [label for label, name in zip(labels, names, strict=True) if Counter(names)[name] > 1]
@@ -527,7 +528,7 @@ def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[in
     unknown = [label for label in ignore if fold_name(label) not in known and _get_name(label) not in known]
     if unknown:
         raise UserError(f"--ignore: found {', '.join(unknown)}, expected some of --labels {','.join(labels)}.")
-    # An output of that name, else those of another spelling.
+    # Ignore the output of exactly this name, or, if there is none, those with another spelling of it.
     ignored = {name if (name := fold_name(label)) in names else _get_name(label) for label in ignore}
     kept = [index for index, label in enumerate(labels) if not {names[index], _get_name(label)} & ignored]
     if len(kept) < 2:
@@ -539,12 +540,13 @@ def align_labels(split: Split, labels: Sequence[str], own: Sequence[str], kept: 
     """Match the labels of a model with those of the data, by name.
 
     Args:
-        split: the images, with targets that index `labels`.
+        split: the images, with targets that are indices into `labels`.
+        labels: of the data.
         own: of the model's outputs.
         kept: columns of the outputs that are not ignored.
 
     Raises:
-        UserError: the model knows fewer than two labels of the data.
+        UserError: fewer than two labels with images have an output (if only one has images: it has none).
     """
     matched = _match_columns(labels, own, kept)
     present = {labels[target] for target in np.unique(split.targets)}
@@ -559,9 +561,9 @@ def align_labels(split: Split, labels: Sequence[str], own: Sequence[str], kept: 
 
 
 def _match_columns(labels: Sequence[str], own: Sequence[str], kept: Sequence[int]) -> list[int | None]:
-    """Return the output of each label of the data, None where there is none: that of its own name, else of another spelling.
+    """Return the column of each label of the data: of the output with the same name or another spelling of it, or None.
 
-    Another spelling of an expression is taken where one label and one output alone are left that mean it.
+    Another spelling of an expression matches only if exactly one label and one output for this expression are left.
     """
     exact = {fold_name(own[column]): column for column in kept}
     matched = [exact.get(fold_name(label)) for label in labels]
@@ -576,14 +578,14 @@ def _match_columns(labels: Sequence[str], own: Sequence[str], kept: Sequence[int
 
 
 def read_labels(text: str) -> tuple[str, ...]:
-    """Return labels in the order of the outputs: of a list with commas, or of a file.
+    """Return labels in the order of the outputs, from a comma-separated list or a file.
 
     Args:
-        text: "angry,disgust,..."; or the path of a .txt with one label per line, or of a .json with a list, or with an object
-            whose keys are the numbers of the outputs, e.g. {"0": "angry"}, also under "id2label" as transformers writes it.
+        text: "angry,disgust,..."; or the path of a .txt with one label per line, or of a .json with a list, or with an
+            object whose keys are the indices of the outputs, e.g. {"0": "angry"}, also (transformers) as "id2label".
 
     Raises:
-        UserError: the file is not there or holds something else.
+        UserError: the file cannot be read or has another structure.
     """
     path = Path(text)
     suffix = path.suffix.casefold()
@@ -605,12 +607,12 @@ def read_labels(text: str) -> tuple[str, ...]:
 
 
 def _get_name(label: str) -> str:
-    """Return what labels are compared by: an expression's name in FER2013's spelling, or the name itself."""
+    """Return the name by which labels are compared: that of the expression in FER2013, or else the normalised label."""
     return CANONICAL.get(fold_name(label), fold_name(label))
 
 
 def _find_duplicates(split: Split, csv: Path) -> JudgedDuplicates | None:
-    """Return the duplicates in Training of the csv, and in PublicTest where another split is judged; None without Training."""
+    """Return the duplicates in the csv's Training and, unless that is evaluated, PublicTest; None without Training."""
     rows = load_fer2013_usage(csv, None)
     train, public = take_usage(rows, "Training"), take_usage(rows, "PublicTest")
     if train is None or split.name == "Training":

@@ -1,4 +1,4 @@
-"""Further evaluations of a trained model: views, groups of images by attribute, corrupted images, milestones."""
+"""Additional evaluations of a trained model: test-time augmentation, groups by attribute, corruptions, milestones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dlfer.runs.run import Run
 from dlfer.runs.run_records import ExtraMetrics, add_metrics, log_opening
 
 _AT_ONCE = 1024
-"""Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""
+"""The number of images corrupted at a time; at 224 pixels and three channels they take 0.6 GB as float32."""
 
 
 def evaluate_corruptions(
@@ -45,17 +45,17 @@ def evaluate_corruptions(
     batch_size: int = 64,
     say: Callable[[str], None] | None = None,
 ) -> Corruptions:
-    """Return the accuracy on each corruption at each strength, beside that on the clean images.
+    """Return the accuracy on the clean images and under each corruption at each strength.
 
-    It predicts the split 31 times.
+    This predicts the split 31 times.
 
     Args:
-        classifier: `labels` and `predict` are used.
+        classifier: its `labels` and `predict` are used.
         split: its targets are indices into the classifier's labels.
 
     Returns:
-        Accuracies, and differences corrupted - clean on the same images, as fractions. Intervals: Wilson, and Tango for
-        pairs.
+        Accuracies with Wilson's intervals, and differences corrupted - clean on the same images with Tango's intervals,
+        as fractions.
 
     Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.augment.
     """
@@ -106,14 +106,14 @@ MILESTONE_KEYS = ("n", "labels", "accuracy", "macro_f1", "per_class", "confusion
 
 @dataclass(frozen=True)
 class Extras:
-    """What is asked for.
+    """The additional evaluations to make.
 
     Attributes:
-        corrupt: whether to judge on corrupted images, too; 31 predictions of every image.
+        corrupt: whether to evaluate on corrupted images as well, which predicts every image 31 times.
         views: test-time augmentations, "mirror" or "ten_crop".
         headline: "single", or the one of `views` whose accuracy is the headline.
         attributes: a csv of attributes per image id, or None.
-        batch_size: images at a time.
+        batch_size: the number of images per batch.
     """
 
     corrupt: bool = False
@@ -124,22 +124,22 @@ class Extras:
 
 
 PLAIN = Extras()
-"""Nothing but the metrics themselves."""
+"""No additional evaluations."""
 
 
 def choose_changes(extras: Extras, found: ExtraMetrics) -> dict[str, Any]:
-    """Return what of the metrics of an evaluation changes by what was computed beside them."""
+    """Return the fields of `Metrics` to update with the results of additional evaluations."""
     changes: dict[str, Any] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
     return changes | ({"corruptions": found.corruptions} if found.corruptions is not None else {})
 
 
 def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = False) -> Extras:
-    """Return what an experiment asks for, checked against the images that it will judge.
+    """Return the additional evaluations of an experiment, validated for the images to evaluate.
 
     Raises:
-        UserError: as `check_extras`.
+        UserError: as in `check_extras`.
     """
-    # The few images of a smoke run are drawn and have no attributes.
+    # The few images of a smoke run may be synthetic, without attributes.
     has_attributes = config.attributes is not None and not smoke
     extras = Extras(
         views=config.views,
@@ -153,14 +153,14 @@ def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = F
 
 
 def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
-    """Raise unless it can be done: before a training, not after.
+    """Raise UserError unless the evaluations are possible, so that errors are found before a training.
 
     Args:
-        ids: of the images to judge on, str [N]; None: not known yet.
+        ids: str [N], the ids of the images to evaluate; None: not known yet.
 
     Raises:
-        UserError: an unknown view, a headline that is not among the views, or a file of attributes that
-            cannot be read or names none of the ids.
+        UserError: a view is unknown, the headline is not among the views, or the file of attributes cannot be read or
+            contains none of the ids.
     """
     unknown = [view for view in extras.views if view not in names.VIEWS]
     if unknown:
@@ -186,16 +186,16 @@ def compute_extra_metrics(
     say: Callable[[str], None] | None = None,
     known: Known | None = None,
 ) -> ExtraMetrics:
-    """Return the metrics that are asked for here.
+    """Return the metrics of additional evaluations.
 
     Args:
-        splits: "validation", "test" -> images, with targets as the classifier's labels stand.
-        predictions: the classifier's plain answers on them.
-        folder: where to write the predictions of views, as <view>/<split>.npz; None: nowhere.
-        known: predictions of views that need not be made again.
+        splits: "validation", "test" -> images, with targets that are indices into the classifier's labels.
+        predictions: the classifier's predictions on them without test-time augmentation.
+        folder: the folder to write the predictions of views to, as <view>/<split>.npz; None: they are not written.
+        known: predictions of views that were computed already.
 
     Returns:
-        Views of each split; groups and corruptions of test, else of validation.
+        Views of each split; groups and corruptions of test, or of validation without test.
     """
     judged = [split for split in ("test", "validation") if splits.get(split) is not None and split in predictions]
     views: dict[str, dict[str, ViewMetrics]] = {}
@@ -224,14 +224,14 @@ def compute_extra_metrics(
 def judge_milestones(
     run: Run, bundle: DataBundle, epochs: Iterable[int], predict: Callable[[int, str], Predictions]
 ) -> list[MilestoneMetrics]:
-    """Judge the weights after some epochs of a training on validation and on test; keep the predictions in the run.
+    """Evaluate the weights after some epochs of a training on validation and test, and keep the predictions in the run.
 
-    None of them is selected. What a process that was stopped has judged already is not judged again.
+    None of these epochs is selected. Predictions that a stopped process wrote are reused.
 
     Args:
-        run: where the predictions are kept.
-        bundle: its data; splits that are streamed are left out.
-        epochs: that are judged.
+        run: the run that the predictions are written to.
+        bundle: the run's data; streamed splits are omitted.
+        epochs: the epochs to evaluate.
         predict: (epoch, "validation" or "test") -> the predictions of that split.
     """
     splits = {"validation": bundle.validation, "test": bundle.test}
@@ -251,9 +251,9 @@ def judge_milestones(
 
 
 def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
-    """Add what was computed on a run's own images to the run, for its report; return whether there was any.
+    """Add additional metrics on a run's own images to the run, for its report, and return whether there were any.
 
-    `found` has the one split, called "test"; the metrics of the run say whether test or validation judges.
+    The only split in `found` is called "test"; it is stored under the name of the split that the run was evaluated on.
     """
     if not (found.views or found.groups or found.corruptions):
         return False
@@ -268,7 +268,7 @@ def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
 def predict_split_views(
     classifier: Predictor, split: Split | StreamedSplit, view: str, *, batch_size: int
 ) -> np.ndarray:
-    """Return float32 [N, C] in the split's own order, which is that of its plain predictions."""
+    """Return probabilities averaged over a view (float32 [N, C]), in the order of the split."""
     if view == "single":
         predict = partial(classifier.predict, batch_size=batch_size)
         return predict_split(predict, split, batch_size=batch_size)[0]

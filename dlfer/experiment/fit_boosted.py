@@ -1,4 +1,4 @@
-"""Fitting trees on a backbone's features: EF-FER1 obtained, carried over, features computed, trees grown."""
+"""Training of boosted trees on a backbone's features: obtain EF-FER1, load it, compute features, and grow trees."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from dlfer.train.plan import describe_network
 from dlfer.train.state import StageResult
 
 SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9
-"""Of one core: one row, one feature, one level of a tree; and one bin of one drawn feature at one node. Fitted to
-rounds of 2,000 to 28,700 rows by 1,488 features, depth 3 and 6, a fifth or all of the features."""
+"""Seconds on one core for a row, a feature and a tree level; and for a bin of a sampled feature at a node. Fitted to
+rounds of 2,000 to 28,700 rows by 1,488 features, with depths 3 and 6 and a fifth or all of the features."""
 
 
 @dataclass(frozen=True)
 class _Extracted:
-    """What the trees are given, and what it took."""
+    """The features for the trees, and the cost of computing them."""
 
     train: Rows
     validation: Rows
@@ -47,14 +47,14 @@ class _Extracted:
 
 
 def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
-    """Obtain EF-FER1 where there is one, compute multi-level features, and grow trees on them.
+    """Obtain EF-FER1 if there is one, compute multi-level features, and grow trees on them.
 
-    Whatever `experiment.precision` says, features are computed in float32. A run that was stopped goes on where
-    it stands, with the very same trees.
+    Features are float32 regardless of `experiment.precision`. A stopped run is continued and gives the same trees.
 
     Raises:
         EnvironmentProblem: xgboost is not installed.
-        ConfigError: the experiment asks for what trees do not have.
+        ConfigError: the experiment has a setting that trees do not support.
+        DataError: the data is streamed.
     """
     import_xgboost()
     _check(config, bundle)
@@ -90,7 +90,7 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
 def _describe_trees(
     boosting: BoostingConfig, booster: Any, *, features: LevelFeatures, extracted: _Extracted, result: StageResult
 ) -> BoostingRecord:
-    """Return what boosting.json says of the trees that were grown."""
+    """Return the contents of boosting.json: the grown trees, their feature importance, and timings."""
     rounds = booster.num_boosted_rounds()
     importance = compute_importance(booster, [level.size for level in features.levels])
     return BoostingRecord.build(
@@ -115,7 +115,7 @@ def _extract(
     bundle: DataBundle,
     parts: tuple[TransferNetwork, LevelFeatures],
 ) -> _Extracted:
-    """Compute the features of train and validation, balance and normalise them."""
+    """Compute the features of train and validation, and balance and normalise them."""
     network, features = parts
     extraction = Extraction(
         features,
@@ -145,11 +145,11 @@ def _extract(
 
 
 def balance_train(stage: StageConfig, split: Split, *, seed: int) -> tuple[Split, np.ndarray]:
-    """Return the images whose features are computed, and the rows (int [M]) of them that trees are grown on.
+    """Return the images whose features are computed, and the rows of them (int [M]) that trees are grown on.
 
-    augment adds augmented copies once, as many as bring every class to the largest one's size, unless the split
-    was drawn from images that were balanced so already; undersample takes as many of each class as the smallest has;
-    class_weight and sampler take every image, and the class counts by its rows' weights.
+    augment adds augmented copies once, until every class is as large as the largest, unless this was done before the
+    split was drawn; undersample takes as many images of each class as the smallest class has; class_weight and sampler
+    take every image, and balance the classes by row weights.
     """
     if stage.balance == "augment" and stage.data.split != "after_balance":
         split = add_copies(split, seed=seed)
@@ -158,14 +158,14 @@ def balance_train(stage: StageConfig, split: Split, *, seed: int) -> tuple[Split
 
 
 def compute_row_weights(config: ExperimentConfig, targets: np.ndarray, num_labels: int) -> np.ndarray | None:
-    """Return float32 [N] with mean 1, by which all classes count alike, or None where nothing asks for it."""
+    """Return row weights (float32 [N], mean 1) that make all classes count equally, or None if none are configured."""
     if config.boosting.normalize.rows or config.finetune.balance in ("class_weight", "sampler"):
         return compute_class_weights(np.bincount(targets, minlength=num_labels))[targets]
     return None
 
 
 def explain_boosted(config: ExperimentConfig, session: Session) -> None:
-    """Say what a run would do: EF-FER1, the features with the memory they take, and the trees; compute nothing."""
+    """Report what a run would do (EF-FER1, features, trees, memory, times), computing only two batches of features."""
     import_xgboost()
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}; trees on the CPU")
@@ -186,13 +186,13 @@ def explain_boosted(config: ExperimentConfig, session: Session) -> None:
 
 
 def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: DataBundle, *, smoke: bool) -> list[str]:
-    """Return lines for the terminal and the run's log: features, memory, rounds, and about how long it takes."""
+    """Return lines for the terminal and the run's log: features, memory, rounds, and estimated times."""
     stage, boosting = config.finetune, config.boosting
     num_images, num_rows = count_rows(stage, bundle)
     rounds = min(boosting.rounds_per_epoch, NUM_BATCHES) if smoke else boosting.rounds_per_epoch
     num_features, total = features.num_features, rounds * stage.epochs
     levels = ", ".join(f"{level.name} {level.size:,}" for level in features.levels)
-    # On disk float16; for the trees float32 (scaled, both splits) and a byte a bin.
+    # Features are float16 on disk. The trees take scaled float32 features of both splits and a byte per bin index.
     disk = 2 * num_images * num_features
     memory = num_features * (4 * (num_rows + len(bundle.validation)) + 2 * num_rows)
     features_seconds = (num_images + len(bundle.validation)) * _time_an_image(features, bundle, stage.batch_size)
@@ -214,14 +214,14 @@ def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: Da
 
 
 def estimate_round(boosting: BoostingConfig, num_rows: int, num_features: int, num_labels: int) -> float:
-    """Estimate the seconds of a round on all cores of this machine, if they are free."""
+    """Return the estimated seconds of a round, assuming that all cores of this machine are idle."""
     visits = num_rows * boosting.max_depth
     bins = boosting.colsample * boosting.max_bin * min(2**boosting.max_depth, num_rows)
     return num_labels * num_features * (SECONDS_PER_VISIT * visits + SECONDS_PER_BIN * bins) / (os.cpu_count() or 1)
 
 
 def count_rows(stage: StageConfig, bundle: DataBundle) -> tuple[int, int]:
-    """Return how many training images get features, and how many rows the trees are grown on."""
+    """Return the number of training images to compute features for, and the number of rows that trees are grown on."""
     counts = np.bincount(bundle.train.targets)
     if stage.balance == "undersample":
         return len(bundle.train), int(counts[counts > 0].min() * (counts > 0).sum())
@@ -232,7 +232,7 @@ def count_rows(stage: StageConfig, bundle: DataBundle) -> tuple[int, int]:
 
 
 def _time_an_image(features: LevelFeatures, bundle: DataBundle, batch_size: int) -> float:
-    """Return the seconds that the features of an image take, from the second of two batches."""
+    """Return the seconds per image of computing features, measured on the second of two batches."""
     images = bundle.train.images[:batch_size]
     features.compute(images, batch_size=batch_size)
     start = time.monotonic()
@@ -241,7 +241,7 @@ def _time_an_image(features: LevelFeatures, bundle: DataBundle, batch_size: int)
 
 
 def _check(config: ExperimentConfig, bundle: DataBundle) -> None:
-    """Raise where an experiment asks for what there is not, before anything is computed."""
+    """Raise DataError or ConfigError for data or settings that boosted trees do not support."""
     if not isinstance(bundle.train, Split) or not isinstance(bundle.validation, Split):
         raise DataError(
             f"finetune.data: found {bundle.source}, which is streamed; family boosted needs its images in memory. "
@@ -259,7 +259,7 @@ def _check(config: ExperimentConfig, bundle: DataBundle) -> None:
 
 
 def _describe_weights(rows: Rows, labels: tuple[str, ...]) -> dict[str, float] | None:
-    """Return the weight of each class's rows; a class without rows is left out."""
+    """Return label -> weight of each of its rows, without the labels that have no rows; None without weights."""
     if rows.weights is None:
         return None
     found = {label: rows.weights[rows.targets == index] for index, label in enumerate(labels)}

@@ -1,4 +1,4 @@
-"""An ensemble: members that are trained as runs of their own or are trained already, what they answer, their combination."""
+"""Training of ensembles: members are trained as separate runs or loaded, and their predictions are combined."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ _LEARNERS = {TRAINED: "it", PRETRAINED: "its EF-FER1", TAUGHT: "its teacher"}
 
 @dataclass
 class Member:
-    """A member of an ensemble, as members.csv has it.
+    """A member of an ensemble, with the fields of members.csv and more.
 
     Attributes:
         name: as in the experiment.
-        path: of its run, or of its artifact where it has no run; "" before it has begun.
-        status: of its run; "given" for one that was trained before, "pending" before it has begun.
+        path: of its run, or of its artifact if it has no run; "" before the run is created.
+        status: of its run; "given" for an already trained model, "pending" before the run is created.
         digest: sha256 of its artifact.json.
-        note: what is to be known about its training data.
-        leak: what it has learned of the images that judge the ensemble, in a sentence; "" for nothing. What its EF-FER1 has
-            seen is counted with the duplicates of the ensemble.
+        note: remarks on its training data.
+        leak: a sentence on the ensemble's test images that trained or selected it or its teachers, or "". Images that
+            its EF-FER1 learned from are counted as duplicates of the ensemble instead.
         settings: the keys that it sets.
-        classifier: once it is loaded.
+        classifier: the loaded model; None until it is loaded.
     """
 
     name: str
@@ -91,28 +91,28 @@ class Member:
 
     @property
     def folder(self) -> Path:
-        """Of its artifact."""
+        """The folder of its artifact."""
         path = Path(self.path)
         return path / "model" if is_run(path) else path
 
     def find_run(self) -> Run | None:
-        """Return its run; None for an artifact alone."""
+        """Return its run, or None if it has only an artifact."""
         return Run(Path(self.path)) if self.path and is_run(Path(self.path)) else None
 
 
 def obtain_members(
     run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, run_members: RunMembers
 ) -> list[Member]:
-    """Return the members, all trained; members.csv always says how far they are.
+    """Train the members that are not trained yet and return all members; members.csv has their current status.
 
     Raises, before any member is trained:
-        ModelError: a member that was trained before is not there, has other labels, or they do not make squares of images alike.
+        ModelError: a given member is missing or has other labels, or members turn images into squares differently.
         ProtocolError: a member was or would be trained on images of the test split.
     """
     members = _read_members(run, config)
     planned = {member.name: member for member in config.ensemble.members}
     configs = {name: make_member_config(config, one) for name, one in planned.items() if one.set is not None}
-    # Before hours of training, not after them.
+    # Checked here, to find errors before hours of training.
     match_aspects({name: _find_aspect(one, configs.get(name)) for name, one in planned.items()})
     for member in members:
         own = configs.get(member.name)
@@ -132,7 +132,7 @@ def obtain_members(
             made = create_member_run(
                 configs[member.name], options, session.runs_folder, siblings=[run.path], study=run.path
             )
-            # It waits until it is executed.
+            # A run is created as running; this one is not being executed yet.
             made.stop("not begun")
             member.path = str(made.path.resolve())
 
@@ -144,7 +144,7 @@ def obtain_members(
 
     note()
     hint = session.resume_hint
-    # A member that is stopped goes on with the ensemble, not by itself.
+    # A stopped member is resumed by resuming the ensemble.
     session.resume_hint = session.describe_resume(run.path)
     try:
         unfinished = {m.name: Run(Path(m.path)) for m in members if m.status not in ("given", "finished")}
@@ -156,10 +156,10 @@ def obtain_members(
 
 
 def make_member_config(config: ExperimentConfig, member: MemberConfig) -> ExperimentConfig:
-    """Return the experiment that a member with keys of its own is: this one without the ensemble, and with its keys.
+    """Return the experiment of a member that is to be trained: the ensemble's own, with the keys that the member sets.
 
     Raises:
-        ConfigError: a key is unknown or does not fit.
+        ConfigError: a key is unknown or its value is invalid.
     """
     name = f"{config.experiment.name}-{member.name}"
     own = {"model.family": "transfer", "ensemble": None, "experiment.name": name}
@@ -167,7 +167,7 @@ def make_member_config(config: ExperimentConfig, member: MemberConfig) -> Experi
 
 
 def is_selected(config: ExperimentConfig) -> bool:
-    """Tell whether a metric of validation decides about a model's weights, or may have: of models that it starts from."""
+    """Return whether a validation metric selects a model's weights, or may have selected those that it starts from."""
     if config.model.family != "ensemble":
         return _decides(config) or _starts_selected(config)
     return config.ensemble.combine == "trained" or any(
@@ -176,14 +176,14 @@ def is_selected(config: ExperimentConfig) -> bool:
 
 
 def _decides(config: ExperimentConfig) -> bool:
-    """Tell so of fine-tuning itself; trees have no schedule."""
+    """Return whether a validation metric selects in fine-tuning itself; for trees the schedule does not apply."""
     stage = config.finetune
     is_tree = config.model.family == "boosted"
     return stage.keep == "best" or stage.early_stopping is not None if is_tree else stage.is_selected
 
 
 def _starts_selected(config: ExperimentConfig) -> bool:
-    """Tell so of an earlier model whose weights or answers are used, and of EF-FER1 on the same data."""
+    """Return whether validation may have selected the earlier models, teachers or EF-FER1 that a model starts from."""
     pretrain, stage = config.pretrain, config.finetune
     if stage.distill is not None:
         return True
@@ -195,14 +195,14 @@ def _starts_selected(config: ExperimentConfig) -> bool:
 
 
 def trace_members(config: ExperimentConfig, load: LoadStage) -> History:
-    """Return what the members of an ensemble have learned from, or will learn from where they are not trained yet.
+    """Return the history of an ensemble's members: the images that they learned from, or will once they are trained.
 
     Args:
         config: of the ensemble.
-        load: as `trace_model` takes it.
+        load: as for `trace_model`.
 
     Raises:
-        ModelError: a member that was trained before is not there.
+        ModelError: a given member is missing.
     """
     histories = [
         trace_model(find_model(member.model), load)
@@ -214,7 +214,7 @@ def trace_members(config: ExperimentConfig, load: LoadStage) -> History:
 
 
 def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
-    """Return how a member makes squares of images; `config` is None where it was trained before."""
+    """Return how a member turns images into squares, "crop" or "pad"; `config` is None for a given member."""
     if config is not None:
         return config.finetune.data.aspect
     return read_artifact_record(find_model(member.model)).input.aspect
@@ -226,7 +226,7 @@ def _find_given(name: str) -> Path:
 
 
 def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
-    """Return the planned members with what members.csv says; one whose run is gone starts from the beginning."""
+    """Return the planned members with their state from members.csv; one whose run was deleted is pending again."""
     known = {row.arm: row for row in read_member_rows(run.path)}
     members = []
     for planned in config.ensemble.members:
@@ -247,19 +247,19 @@ def write_members(run: Run, members: list[Member]) -> None:
 def check_training(
     member: Member, history: History, config: ExperimentConfig, bundle: DataBundle, *, smoke: bool = False
 ) -> None:
-    """Note what is to be known about a member's training data; refuse a member that was trained on the test split.
+    """Set the note and leak of a member according to its training data; reject it if it was trained on the test split.
 
-    Copies of test images that the ensemble's own data has in training anyway are not the member's fault.
+    Copies of test images that are also in the ensemble's own training split are not counted.
 
     Args:
-        member: whose note and leak are set.
-        history: what it has learned from.
+        member: its note and leak are set.
+        history: the images that it learned from.
         config: of the ensemble.
-        bundle: data of the ensemble.
-        smoke: nothing is refused, because the values are meaningless.
+        bundle: the data of the ensemble.
+        smoke: whether it is a smoke run, whose values are meaningless, so that no member is rejected.
 
     Raises:
-        ProtocolError: it, or a member of it, was trained on images of the test split, or on exact copies of them.
+        ProtocolError: the member, or a member of it, was trained on images of the test split or exact copies of them.
     """
     splits = {name: getattr(bundle, name) for name in ("test", "validation")}
     splits = {name: split for name, split in splits.items() if isinstance(split, Split)}
@@ -273,7 +273,7 @@ def check_training(
             said = _describe_seen(who, found, name, len(split))
             ending = ", and a trained combination trusts it too much" * ((role, name) == (TRAINED, "validation"))
             notes += [f"{text}, so that its figure there is too high{ending}" for text in said]
-            # What EF-FER1 has seen is among the ensemble's own duplicates.
+            # Images in the data of EF-FER1 are counted as duplicates of the ensemble.
             leaks += said if name == "test" and role != PRETRAINED and not smoke else []
         is_known = part.is_counted if role == PRETRAINED else part.is_known
         if not all(is_known(split, data) for split in splits.values()):
@@ -293,18 +293,18 @@ def _refuse_trained(member: Member, found: Found, num_test: int) -> None:
 
 
 def _describe_seen(who: str, found: Found, name: str, number: int) -> list[str]:
-    """Return what a member, its EF-FER1 or its teacher has learned of a split; that validation selects members is not counted."""
+    """Return clauses on how many images trained or, of test, selected a member, its EF-FER1 or its teacher."""
     counts = {"trained": found.trained + found.copied, "selected": found.selected if name == "test" else 0}
     return [f"{who} was {how} on {count:,} of the {number:,} {name} images" for how, count in counts.items() if count]
 
 
 COMBINATIONS = ("average", "vote", "trained")
 TOLERANCE = 1e-3
-"""How far a member's answers now may be from those in its files: it is then not the model that gave them."""
+"""The largest allowed difference of a member's current and stored predictions; a larger one means another model."""
 
 
 class Answers:
-    """What the members answer on each split, averaged over each view: from their files, else predicted once."""
+    """The members' predictions on each split and view, read from their files, or else computed once."""
 
     def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
         self.members, self.bundle, self.batch_size = members, bundle, batch_size
@@ -313,15 +313,15 @@ class Answers:
         self._fingerprints = {key: compute_fingerprint(split) for key, split in splits.items() if split is not None}
 
     def get(self, split: str, view: str, *, epoch: int | None = None) -> np.ndarray:
-        """Return float32 [M, N, C] in the order of the split and of the bundle's labels; at the end or after an epoch."""
+        """Return the members' final probabilities, or those after an epoch (float32 [M, N, C], in split order)."""
         if epoch is not None:
             return self.read_milestone(epoch, split)
         return np.stack([self._get_one(member, split, view) for member in self.members])
 
     def combine(self, split: str, view: str, how: str, *, epoch: int | None = None) -> Predictions:
-        """Return the predictions of a combination of the members, at the end or after an epoch.
+        """Return the combined predictions of the members, of the final weights or after an epoch.
 
-        The trained combination is fitted on validation; its predictions there are out of fold.
+        The trained combination is fitted on validation; its predictions there are out-of-fold.
         """
         of_members, targets = self.get(split, view, epoch=epoch), self.bundle.validation.targets
         if how == "trained" and split == "validation":
@@ -333,7 +333,7 @@ class Answers:
         return self.make(split, combined)
 
     def list_milestones(self, epochs: Sequence[int], view: str) -> list[int]:
-        """Return those of `epochs` after which every member was judged, on these very images and by this view."""
+        """Return those of `epochs` after which every member was evaluated on the same images with this view."""
         splits = [split for split in ("validation", "test") if getattr(self.bundle, split) is not None]
         runs = [member.find_run() for member in self.members]
         if any(run is None or run.config().evaluate.headline != view for run in runs):
@@ -341,12 +341,12 @@ class Answers:
         return [epoch for epoch in epochs if all(self.read_milestone(epoch, split) is not None for split in splits)]
 
     def read_milestone(self, epoch: int, split: str) -> np.ndarray | None:
-        """Return likewise what the members answered at the end of an epoch; None where one was not judged then."""
+        """Return the members' probabilities after an epoch (float32 [M, N, C]); None if one was not evaluated then."""
         found = [self._read(member, MILESTONES_FOLDER / str(epoch) / f"{split}.npz", split) for member in self.members]
         return None if any(answers is None for answers in found) else np.stack(found)
 
     def make(self, key: str, answers: np.ndarray) -> Predictions:
-        """Return answers [N, C] as predictions of a split."""
+        """Return the probabilities `answers` (float [N, C]) as `Predictions` of a split."""
         split = getattr(self.bundle, key)
         return Predictions(split.ids, self.bundle.labels, split.targets, answers)
 
@@ -366,7 +366,7 @@ class Answers:
         return predict_split_views(member.classifier, split, view, batch_size=self.batch_size)[:, columns]
 
     def _read(self, member: Member, file: Path, key: str) -> np.ndarray | None:
-        """Return what a member's run kept of these very images; None where it has no such file, or of others."""
+        """Return a member's stored predictions (float32 [N, C]); None if there are none or they are of other images."""
         run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, key)
         if run is None or not path.exists():
             return None
@@ -380,7 +380,7 @@ class Answers:
         return kept.probabilities[rows][:, columns]
 
     def _check(self, member: Member, found: np.ndarray) -> None:
-        """Refuse kept predictions that the member, asked now, does not give."""
+        """Raise DataError if the member's current predictions on a few images differ from the stored ones."""
         images = self.bundle.validation.images[:8]
         columns = match_labels(member.classifier.labels, self.bundle.labels, member.name)
         now = member.classifier.predict(images)[:, columns]
@@ -393,10 +393,10 @@ class Answers:
 
 
 def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence[int]) -> dict[str, Any]:
-    """Return what an ensemble adds to its metrics: each member, each combination, and the pair that matters.
+    """Return the metrics specific to an ensemble: of each member, of each combination, and of ensemble against member.
 
     Returns:
-        Fields of `Metrics`: members, combinations, and ensemble, whose pair is the combination that is used against the
+        Fields of `Metrics`: members, combinations, and ensemble. Its `paired` compares the combination in use with the
         member that is best on validation, on test or else on validation.
     """
     view, used, bundle = config.evaluate.headline, config.ensemble.combine, answers.bundle
@@ -443,7 +443,7 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence
 def _average_first(
     answers: Answers, members: Sequence[MemberMetrics], names: Sequence[str], *, view: str
 ) -> list[EnsembleGrowth]:
-    """Return the average of the best member on validation, of the best two, and so on to that of all."""
+    """Return metrics of the average of the best k members on validation, for k from 1 to all."""
     order = sorted(range(len(members)), key=lambda number: -members[number].validation.accuracy.value)
     several = {name: answers.get(name, view) for name in names}
     growth = []
@@ -457,14 +457,14 @@ def _average_first(
 
 
 def find_final_labels(name: str, predictions: Predictions) -> FinalLabels:
-    """Return the most frequent prediction of each label's images; a label that is tied with another is not its own."""
+    """Return the most frequent prediction for each label's images; in a tie it is another label than their own."""
     labels, found = predictions.labels, {}
     for target, label in enumerate(labels):
         answered = predictions.predicted[predictions.targets == target]
         if not len(answered):
             continue
         counts = np.bincount(answered, minlength=len(labels)).astype(float)
-        # As in the emotion detection rate: the label itself must be more frequent than any other.
+        # As in the emotion detection rate, the label itself must be more frequent than any other.
         counts[target] -= 0.5
         final = int(counts.argmax())
         found[label] = FinalLabel(label=labels[final], share=float(np.mean(answered == final)), n=len(answered))
@@ -478,7 +478,7 @@ def _summarise(predictions: Predictions) -> SplitSummary:
 
 @dataclass(frozen=True)
 class FittedEnsemble(Fitted):
-    """A fitted ensemble, with the predictions of its members, which need not be made again."""
+    """A fitted ensemble with the predictions of its members."""
 
     answers: Answers = field(kw_only=True)
 
@@ -492,14 +492,14 @@ def fit_ensemble(
     *,
     run_members: RunMembers,
 ) -> FittedEnsemble:
-    """Train the members that are not trained yet, and fit what combines them on validation.
+    """Train the members that are not trained yet, and fit their combination on validation if it is a trained one.
 
-    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not
-    trained again; one that was stopped continues from its checkpoint.
+    `run_members` executes the members' runs unless the session has a function for this. Finished members are not
+    trained again; stopped ones continue from their checkpoints.
 
     Raises:
-        ProtocolError: a member was trained on images of this test split; or the data is streamed.
-        ModelError: a member is not there or has other labels.
+        ProtocolError: a member was trained on images of this test split, or the data is streamed.
+        ModelError: a member is missing or has other labels.
     """
     if not isinstance(bundle.validation, Split):
         raise ProtocolError("ensemble: the data is streamed; expected images in memory to combine members on.")
@@ -537,7 +537,7 @@ def fit_ensemble(
 def explain_ensemble(
     config: ExperimentConfig, session: Session, *, explain: Callable[[ExperimentConfig, Session], None]
 ) -> None:
-    """Say what a run would do with each member; train nothing."""
+    """Report what a run would do with each member, without training."""
     for member in config.ensemble.members:
         if member.set is None:
             session.listener.say(f"member {member.name}: trained already, {find_model(member.model)}")
@@ -548,7 +548,7 @@ def explain_ensemble(
 
 
 def _sum_costs(members: list[Member]) -> Cost:
-    """Return what the members cost together, as far as their runs say."""
+    """Return the total cost of the members, as far as their runs recorded it."""
     runs = [run for run in (member.find_run() for member in members) if run is not None]
     costs = [run.record.cost or Cost() for run in runs]
     if not costs:

@@ -1,4 +1,4 @@
-"""Fitting a network: EF-FER1 obtained, carried over, and fine-tuned (families transfer and hybrid)."""
+"""Training of networks (families transfer and hybrid): obtain EF-FER1, load its backbone into EF-FER2, fine-tune."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from dlfer.train.state import StageJob, StageResult, restore_checkpoint
 
 @dataclass(frozen=True)
 class Fitted:
-    """What fitting a run's classifier gave.
+    """The result of fitting a run's classifier.
 
     Attributes:
-        classifier: ready to predict and to be saved.
-        cost: what it took.
+        classifier: the trained classifier, ready to predict and to be saved.
+        cost: time and images of the training.
         milestones: epoch -> file with the weights of that epoch.
     """
 
@@ -51,13 +51,13 @@ class Fitted:
 
 
 def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
-    """Obtain EF-FER1 where there is one, carry it over, and fine-tune EF-FER2; go on where a stopped run stands."""
+    """Obtain EF-FER1 if there is one, load its backbone, and fine-tune EF-FER2; a stopped run is continued."""
     pretrained = pretrain(run, config, session, device) if config.pretrain else None
     network = build_carried_network(run, config, session, bundle, pretrained)
     job = make_job("finetune", config, config.experiment.seed, run, session, device)
     if pretrained is None:
         job = _unfreeze(run, job)
-    # As the layers are when the whole network is trained, after the epochs of the head alone.
+    # Describe the network as it is trained after the head-only epochs.
     set_trainable(network.backbone, job.config.freeze, head_only=False)
     describe_network(network, config.model).write(run.path)
     result = _finetune(run, config, job, network, bundle)
@@ -78,9 +78,9 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
 
 
 def _copy_in_float32(network: TransferNetwork, config: ExperimentConfig, bundle: DataBundle) -> TransferNetwork:
-    """Return a network that computes in float32 with the weights of one that was trained in another precision.
+    """Return a copy, computing in float32, of a network that was trained in another precision.
 
-    It is what is judged, calibrated and saved, since models are loaded in float32. Variables are of float32 in either.
+    The copy is evaluated, calibrated and saved, since models are loaded in float32. Variables are float32 in both.
     """
     experiment = config.experiment.model_copy(update={"precision": "float32"})
     copy = build_stage_network(config.model_copy(update={"experiment": experiment}), config.finetune, bundle)
@@ -90,7 +90,7 @@ def _copy_in_float32(network: TransferNetwork, config: ExperimentConfig, bundle:
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
-    """Obtain EF-FER1's backbone in the run's `pretrain/`."""
+    """Obtain EF-FER1's backbone in the run's folder `pretrain/` and log its cost."""
     job = make_job("pretrain", config, config.pretrain.seed, run, session, device)
     for note in _list_notes(config, smoke=run.is_smoke):
         _warn(run, session.listener, note)
@@ -110,7 +110,7 @@ def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devic
 
 
 def _load_pretraining_data(run: Run, config: ExperimentConfig, session: Session) -> DataBundle:
-    """Return EF-FER1's data, which must be what the run began with."""
+    """Return EF-FER1's data after checking that it has not changed since the run began."""
     bundle = session.load_bundle(config.pretrain)
     accept = session.options.accept_changes
     settle_images(run, index_images(bundle), file=PRETRAIN_IMAGES_FILE, accept=accept)
@@ -118,7 +118,7 @@ def _load_pretraining_data(run: Run, config: ExperimentConfig, session: Session)
 
 
 def draw_images(split: Split | StreamedSplit, number: int, *, seed: int) -> np.ndarray:
-    """Return at most `number` images of a split, uint8 [N, H, W, C], drawn without replacement."""
+    """Return at most `number` images of a split (uint8 [N, H, W, C]), sampled without replacement."""
     if isinstance(split, Split):
         drawn = np.random.default_rng(seed).permutation(len(split))[:number]
         return split.images[np.sort(drawn)]
@@ -133,8 +133,8 @@ def draw_images(split: Split | StreamedSplit, number: int, *, seed: int) -> np.n
 def build_carried_network(
     run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, pretrained: Pretrained | None
 ) -> TransferNetwork:
-    """Build EF-FER2, the same initial head with and without EF-FER1, carry the backbone over, and record it."""
-    # The head and the dropout seeds are drawn from the experiment's seed, whatever was trained before.
+    """Build EF-FER2, load the backbone of EF-FER1 if there is one, and record which weights were loaded."""
+    # Seeded again, so that the initial head and the dropout seeds are the same with and without EF-FER1.
     keras.utils.set_random_seed(config.experiment.seed)
     network = build_stage_network(config, config.finetune, bundle)
     if pretrained is not None:
@@ -148,7 +148,7 @@ def build_carried_network(
 
 
 def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
-    """Return what is to be known about EF-FER1: what of its section is not applied, and weights of other pixels."""
+    """Return notes on EF-FER1: settings without effect, and published weights that expect another pixel scaling."""
     notes = [None if smoke else describe_foreign_scaling(config)]
     if config.pretrain.weights is not None:
         notes.append(_describe_unused(config.pretrain))
@@ -158,13 +158,13 @@ def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
 
 
 def _describe_unused(section: PretrainConfig) -> str | None:
-    """Return what of a section with weights changes nothing, as in a section that looks as if they were trained further."""
+    """Return a note on settings without effect in a section with `weights`, which are not trained further, or None."""
     unused = section.list_unused_keys()
     return f"EF-FER1: without effect: {', '.join(unused)}" if unused else None
 
 
 def _unfreeze(run: Run, job: StageJob) -> StageJob:
-    """Return EF-FER2's job for random weights, with nothing frozen; say and record what is not applied."""
+    """Return EF-FER2's job for random weights, with nothing frozen; report and record the overridden settings."""
     stage, note = unfreeze_random_start("EF-FER2", job.config)
     if note is not None:
         _warn(run, job.listener, note)
@@ -172,7 +172,7 @@ def _unfreeze(run: Run, job: StageJob) -> StageJob:
 
 
 def _warn(run: Run, listener: TrainingListener, text: str) -> None:
-    """Say something that the reports are to show, and record it in run.json, once also where a run is resumed."""
+    """Report a warning and record it in run.json for the reports, only once even if the run is resumed."""
     listener.say(text)
     run.warn(text)
 
@@ -194,7 +194,7 @@ def _finetune(
 def judge_network_milestones(
     run: Run, bundle: DataBundle, fitted: Fitted, *, view: str, batch_size: int
 ) -> list[MilestoneMetrics]:
-    """Judge the network with the weights of each milestone; it has its own weights again afterwards."""
+    """Evaluate the network with the weights of each milestone and restore its own weights afterwards."""
     classifier = fitted.classifier
 
     def predict(epoch: int, name: str) -> Predictions:
@@ -228,7 +228,7 @@ def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: 
 
 
 def explain_network(config: ExperimentConfig, session: Session) -> None:
-    """Say what a run would do: for each stage its steps, parameters, rates and memory; train nothing."""
+    """Report what a run would do (steps, parameters, learning rates and memory of each stage), without training."""
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}")
     for name, section in (("EF-FER1", config.pretrain), ("EF-FER2", config.finetune)):
@@ -238,7 +238,7 @@ def explain_network(config: ExperimentConfig, session: Session) -> None:
 def explain_stage(
     name: str, config: ExperimentConfig, section: StageConfig | None, session: Session, device: Device
 ) -> None:
-    """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
+    """Report how one stage of a network would be trained; `name` is "EF-FER1" or "EF-FER2", `section` its config."""
     if section is None or (section is config.pretrain and section.weights is not None):
         session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.describe_weights()}'}")
         notes = [] if section is None else [describe_foreign_scaling(config), _describe_unused(section)]
@@ -270,7 +270,7 @@ def explain_stage(
 
 
 def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> Cost:
-    """Return what the run cost, EF-FER1 apart; its cost stands there also when it came from the cache."""
+    """Return the cost of the run, with that of EF-FER1 separate and included even if it came from the cache."""
     before = pretrained.cost if pretrained else {}
     return Cost(
         finetune_seconds=result.seconds,
@@ -284,7 +284,7 @@ def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result
 
 
 def _draw_augmented_page(run: Run, config: ExperimentConfig, network: TransferNetwork, bundle: DataBundle) -> None:
-    """Write a page of training images as the network sees them in the first epoch."""
+    """Write a page of augmented training images, as the network gets them in the first epoch."""
     inputs, targets = next(
         iterate_epoch(
             bundle.train, config.finetune, num_labels=len(bundle.labels), seed=config.experiment.seed, epoch=0

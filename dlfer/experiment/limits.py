@@ -1,7 +1,7 @@
-"""What an experiment asks for that cannot be had here, found before anything is loaded or trained.
+"""Checks that an experiment can run on this machine, made before anything is loaded or trained.
 
-Only what would certainly fail is an obstacle: a size that a backbone cannot see, data, weights or packages that are not
-there, folders that cannot be written, numbers that no machine holds.
+Only certain failures are reported: image sizes too small for a backbone, missing data, weights or packages, folders
+that cannot be written, and numbers that exceed the memory or the disk.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dlfer.runs.machine import get_memory_bytes
 
 MOST_EPOCHS = 1_000_000
 _HOST = ("storage.googleapis.com", 443)
-"""Where Keras downloads published weights from."""
+"""Host and port that Keras downloads published weights from."""
 _NETWORK_SECONDS = 3.0
 _MOST_CELLS, _MOST_NAMED = 200, 3
 _WEIGHTS_SUFFIXES, _BACKBONE_FILE = (".h5", ".keras"), "backbone.json"
 _DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
-"""Of one drawn image in memory."""
+"""Source of synthetic images -> bytes of one image in memory."""
 _COPIES = 4
-"""Of the weights in memory and in a checkpoint: they, two moments of Adam, and the best so far."""
+"""Copies of the weights in memory and in a checkpoint: the weights, Adam's two moments, and the best weights so far."""
 _ENGINES = {"optuna": "optuna", None: "keras_tuner"}
 _DETECTORS = {
     "centerface": ("onnxruntime", "onnxruntime"),
@@ -52,12 +52,12 @@ _DETECTORS = {
 def find_obstacles(
     config: ExperimentConfig, *, kind: str = "run", smoke: bool = False, out: Path | None = None
 ) -> list[str]:
-    """Return what would certainly fail here, "key: what was found, what is expected" each; of a study with the cells it is of.
+    """Return all that would certainly fail here, as "key: what was found, what is expected", after the names of cells.
 
     Args:
-        kind: run, ablation, sweep, search or cross_validation; of a sweep its cells are looked at, of an ablation both arms, of
-            a cross-validation the cells or the experiment itself, on one fold.
-        smoke: whether data and published weights are drawn, so that none are needed.
+        kind: run, ablation, sweep, search or cross_validation; checks the cells of a sweep, both arms of an ablation,
+            and the cells of a cross-validation with a sweep, otherwise the experiment itself.
+        smoke: whether it is a smoke run, which needs neither data nor published weights.
         out: the folder of runs; None: the default folder.
     """
     runs_folder = default_runs_folder() if out is None else out
@@ -83,14 +83,14 @@ def find_obstacles(
 def refuse_obstacles(
     config: ExperimentConfig, where: object, *, kind: str = "run", smoke: bool = False, out: Path | None = None
 ) -> None:
-    """Raise with all that would certainly fail here, if anything would.
+    """Raise EnvironmentProblem if an experiment would certainly fail here.
 
     Args:
-        config, kind, smoke, out: as `find_obstacles` takes them.
-        where: the file that the experiment is from, for the message.
+        config, kind, smoke, out: as for `find_obstacles`.
+        where: the file of the experiment, for the message.
 
     Raises:
-        EnvironmentProblem: with every obstacle.
+        EnvironmentProblem: listing every obstacle.
     """
     lines = find_obstacles(config, kind=kind, smoke=smoke, out=out)
     if lines:
@@ -98,13 +98,13 @@ def refuse_obstacles(
 
 
 def describe_obstacles(where: object, lines: list[str]) -> str:
-    """Return one message of all obstacles of an experiment."""
+    """Return one message that lists all obstacles of an experiment."""
     count = f"{len(lines)} thing{'s' if len(lines) != 1 else ''}"
     return f"{where}: cannot run here, for {count}:\n{list_problems(lines, indent='  ')}"
 
 
 def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, ExperimentConfig]]:
-    """Yield what is trained: the experiment, or the cells and arms of its study, and the members of an ensemble."""
+    """Yield the (name, config) of everything to train: the experiment, or its study's cells or arms, and members."""
     variants: list[tuple[str, Mapping[str, Any]]] = [("", {})]
     if kind in ("sweep", "cross_validation") and config.sweep is not None:
         variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MOST_CELLS]]
@@ -114,7 +114,7 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
     for name, overrides in variants:
         try:
             variant = with_overrides(config, overrides) if overrides else config
-        except ConfigError:  # the study itself says so
+        except ConfigError:  # the study itself reports it
             continue
         yield name, variant
         for member in variant.ensemble.members if variant.ensemble is not None else ():
@@ -123,12 +123,12 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
             own = {"model.family": "transfer", "ensemble": None, **member.set}
             try:
                 yield f"ensemble.members {member.name}", with_overrides(variant, own)
-            except ConfigError:  # `_examine_members` says so
+            except ConfigError:  # `_examine_members` reports it
                 continue
 
 
 def _examine_members(config: ExperimentConfig) -> Iterator[str]:
-    """Yield the members of an ensemble whose keys are unknown or do not fit."""
+    """Yield problems of ensemble members whose keys are unknown or invalid."""
     for member in config.ensemble.members if config.ensemble is not None else ():
         try:
             with_overrides(config, {"model.family": "transfer", "ensemble": None, **(member.set or {})})
@@ -168,7 +168,7 @@ def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
     yield from _examine_given_models(config)
     if (
         config.finetune.distill is not None and config.model.family != "ensemble"
-    ):  # its members are looked at by themselves
+    ):  # the members of an ensemble are checked as variants of their own
         from dlfer.experiment.distill import examine_teachers
 
         yield from examine_teachers(config)
@@ -188,7 +188,7 @@ def _examine_sizes(stage: str, section: StageConfig, names: tuple[str, ...]) -> 
 
 
 def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterator[str]:
-    """Yield numbers that no machine gets through; --smoke cuts them down."""
+    """Yield problems of numbers that are too large to train with, except in smoke runs, which reduce them."""
     if smoke:
         return
     if section.epochs > MOST_EPOCHS:
@@ -203,7 +203,7 @@ def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterat
             f"{stage}.data.num_images: found {sum(numbers):,} images, which take {taken / 1e9:,.0f} GB of memory; here are "
             f"{memory / 1e9:,.1f} GB. Set fewer."
         )
-    # A batch is in memory as it is drawn and as float32 at least once.
+    # A batch is in memory as uint8 and at least once as float32, which makes five bytes per value.
     batch = section.batch_size * section.image_size**2 * 3 * 5
     if batch > memory and (section.data.num_images.train or 0) not in range(1, section.batch_size):
         yield (
@@ -228,9 +228,9 @@ def _examine_source(stage: str, section: StageConfig, *, smoke: bool) -> Iterato
 
 
 def _examine_path(key: str, text: str | None, *, is_file: bool, needs: str = "") -> Iterator[str]:
-    """Yield what is wrong with a file or folder that is read."""
+    """Yield problems of a file or folder to read."""
     if text is None:
-        return  # the schema says so
+        return  # the schema reports it
     advice = f" It takes: {needs}." if needs else ""
     try:
         path = resolve_path(text)
@@ -280,7 +280,7 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
             )
         return
     if any(path.is_file() for path in downloads.rglob("*")):
-        return  # what was fetched before, or by hand, may suffice
+        return  # files that were downloaded earlier or manually may suffice
     problem = find_network_problem()
     if problem is not None:
         yield (
@@ -290,7 +290,7 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
 
 
 def _examine_weights(config: ExperimentConfig, names: tuple[str, ...]) -> Iterator[str]:
-    """Yield what is wrong with the weights that a stage starts from; of a hybrid with those of each branch."""
+    """Yield problems of the weights in `pretrain.weights`, for a hybrid those of each branch."""
     pretrain, weights = config.pretrain, config.pretrain.weights
     if weights == "vggface2":
         try:
@@ -324,7 +324,7 @@ def _holds_weights(folder: Path, name: str) -> bool:
 
 
 def _examine_given_weights(key: str, source: str) -> Iterator[str]:
-    """Yield what is wrong with a file of weights, a backbone that EF-FER1 left behind, or a model."""
+    """Yield problems of a weights file, of the backbone saved by an EF-FER1 training, or of a model."""
     try:
         path = resolve_path(source)
         if path.suffix in _WEIGHTS_SUFFIXES:
@@ -351,20 +351,20 @@ def _examine_published_weights(name: str) -> Iterator[str]:
 
 
 def _is_downloaded(name: str) -> bool:
-    """Tell whether Keras has kept a file of the published weights of a backbone."""
+    """Return whether Keras has cached a file with the published weights of a backbone."""
     home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
     wanted = name.replace("_", "")
     try:
         files = [path.name.lower().replace("-", "").replace("_", "") for path in (home / "models").iterdir()]
     except OSError:
         return False
-    # What follows is no later version: mobilenet is not mobilenetv2.
+    # The name must not continue with a version: mobilenet is not mobilenetv2.
     return any(re.match(rf"{wanted}(?!v\d)", file) and "notop" in file for file in files)
 
 
 @cache
 def find_network_problem() -> str | None:
-    """Return why nothing can be downloaded from here; None where a download may succeed."""
+    """Return why nothing can be downloaded here, or None if a download may succeed, e.g. through a proxy."""
     if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
         return None
     try:
@@ -375,7 +375,7 @@ def find_network_problem() -> str | None:
 
 
 def _examine_given_models(config: ExperimentConfig) -> Iterator[str]:
-    """Yield members of an ensemble that were trained before and are not there."""
+    """Yield problems of ensemble members that are trained models and cannot be found."""
     for member in config.ensemble.members if config.ensemble is not None else ():
         if member.model is not None:
             try:
@@ -385,7 +385,7 @@ def _examine_given_models(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _examine_packages(config: ExperimentConfig, kind: str) -> Iterator[str]:
-    """Yield optional packages that the experiment needs and that are not installed."""
+    """Yield problems of optional packages that the experiment needs but that are not installed."""
     wanted = []
     if config.model.family == "boosted":
         wanted.append(("model.family: boosted", "xgboost", "xgboost-cpu"))
@@ -406,12 +406,12 @@ def _examine_packages(config: ExperimentConfig, kind: str) -> Iterator[str]:
     wanted += [(f"experiment.track: {name}", name, f"dlfer[{name}]") for name in config.experiment.track]
     for key, module, package in wanted:
         spec = find_spec(module)
-        if spec is None or spec.origin is None:  # a folder of that name, such as the one that W&B writes, is no package
+        if spec is None or spec.origin is None:  # no origin: a folder of the same name, such as W&B's wandb/
             yield f"{key}: needs a package that is not installed: pip install '{package}'."
 
 
 def _examine_folder(out: Path) -> Iterator[str]:
-    """Yield why runs cannot be written."""
+    """Yield problems of the folder that runs are written to."""
     try:
         check_writable(out, "--out")
     except ConfigError as error:
@@ -421,12 +421,12 @@ def _examine_folder(out: Path) -> Iterator[str]:
 
 
 def _find_existing(path: Path) -> Path:
-    """Return a path, or the nearest of the folders above it that exists."""
+    """Return the path if it exists, otherwise its nearest existing parent folder."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def _examine_room(names: tuple[str, ...]) -> Iterator[str]:
-    """Yield where the weights of a network, with those of its optimiser, have no room in memory."""
+    """Yield a problem if the weights and the optimiser state of a network do not fit in memory."""
     memory = get_memory_bytes()
     taken = sum(BACKBONES[name].num_parameters_without_top for name in names) * 4 * _COPIES
     if memory is not None and taken > memory:
@@ -437,7 +437,7 @@ def _examine_room(names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _find_disk_problem(config: ExperimentConfig, out: Path) -> str | None:
-    """Return why the checkpoints of a run have no room on the disk of a folder; None where they have."""
+    """Return why the weights and checkpoints of a run do not fit on the disk of a folder, or None if they do."""
     names = () if config.model.family == "ensemble" else config.model.branches or (config.model.backbone,)
     count = _COPIES + 2 + len(config.finetune.milestones)
     wanted = sum(BACKBONES[name].num_parameters_without_top for name in names) * 4 * count

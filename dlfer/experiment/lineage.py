@@ -1,7 +1,7 @@
-"""What a model has learned from, image by image, to find what judges it among them.
+"""The images that a model has learned from, to detect test and validation images among them.
 
-That is more than its own training split: EF-FER1's data, the run whose weights it started from, the members of an ensemble,
-teachers, and what these learned from. `trace_model` follows all of it by the lists of images that runs keep.
+These are not only those of its own training split, but also of EF-FER1's data, of the run that its weights are from, of
+an ensemble's members and of teachers, recursively. `trace_model` collects them from the image lists that runs keep.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dlfer.runs.records import DataRecord, RunRecord, SplitRecord
 from dlfer.runs.run import RUN_FILE
 
 TRAINED, PRETRAINED, TAUGHT = "trained", "pretrained", "taught"
-"""How a model has learned from images: itself or a member of it; the weights that it started from; a teacher."""
+"""Roles of images: they trained the model or a member of it; the weights that it started from; a teacher of it."""
 
 _BACKBONE_FILE, _MEMBERS = "backbone.json", "members"
 LoadStage = Callable[[StageConfig], DataBundle]
 
 
 def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
-    """Return the list of a bundle's images that a run keeps, to be compared on resume; see `runs.changes.compare_images`."""
+    """Return the list of a bundle's images that a run keeps to compare on resume (`runs.changes.compare_images`)."""
     found = {"labels": np.array(bundle.labels)}
     for key, split in bundle.splits.items():
         if not isinstance(split, Split):
@@ -60,7 +60,7 @@ def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
 
 
 def have_same_source(first: DataConfig, second: DataConfig) -> bool:
-    """Tell whether an id of two sections of data means the same image; drawn images are told by their pixels."""
+    """Return whether ids of two data sections mean the same images; synthetic images are only compared by pixels."""
     if first.source != second.source or first.name != second.name or first.source.startswith("synthetic"):
         return False
     try:
@@ -72,7 +72,7 @@ def have_same_source(first: DataConfig, second: DataConfig) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """How many images of a split a model was trained on, was trained on exact copies of, and was selected on."""
+    """Numbers of images of a split that trained a model, that have an exact copy that did, and that selected it."""
 
     trained: int = 0
     copied: int = 0
@@ -81,16 +81,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Seen:
-    """The images of one stage from which a model has learned, by the list that `index_images` made of them.
+    """The images of one stage that a model has learned from, from the list made by `index_images`.
 
     Attributes:
         role: TRAINED, PRETRAINED or TAUGHT.
-        data: the section that they come from; None: not known.
-        digests: bytes [N], 64 bits of each image that trained (`shorten_digests`).
-        ids: of these images; None where they were not kept.
-        selected, selected_ids: the same of the images that selected.
-        shape: (height, width, channels); None: not known.
-        load: gives the images themselves; None where they are not here, or not what they were.
+        data: the data section that they come from; None: unknown.
+        digests: bytes [N], 64 bits per training image (`shorten_digests`).
+        ids: of the training images; None if they were not kept.
+        selected, selected_ids: digests and ids of the images that selected the model.
+        shape: (height, width, channels) of the images; None: unknown.
+        load: returns the data with the images themselves, or None if it is not available or has changed.
     """
 
     role: str
@@ -112,7 +112,7 @@ class Seen:
         *,
         shape: Sequence[int] | None = None,
     ) -> Seen:
-        """Return what a list of images says; `shape` is of its images, where the list does not have it."""
+        """Return an instance from a list of images; `shape` is that of the images if the list lacks it."""
         none = np.zeros(0, "S16")
         found = lists["train_shape"].tolist() if "train_shape" in lists else shape
         return cls(
@@ -127,20 +127,21 @@ class Seen:
         )
 
     def is_same(self, data: DataConfig | None) -> bool:
-        """Tell whether its ids mean the same images as those of a section."""
+        """Return whether its ids mean the same images as those of a data section."""
         return None not in (self.ids, self.data, data) and have_same_source(self.data, data)
 
     def can_tell(self, split: Split, data: DataConfig | None) -> bool:
-        """Tell whether it shows which images of a split are among it: by their ids, or by pixels of the same shape."""
+        """Return whether images of a split can be found among these, by ids or by digests of the same shape."""
         return self.is_same(data) or self.shape in (None, split.images.shape[1:])
 
     def mark(self, split: Split, is_own: np.ndarray, data: DataConfig | None) -> tuple[np.ndarray, ...]:
-        """Return bool [N] three times: which images of a split trained, have an exact copy that did, and selected.
+        """Return which images of a split trained, have an exact copy that trained, and selected (bool [N] each).
 
         Args:
-            split: of N images.
-            is_own: bool [N], those that the judged model's own train has a copy of, which are no leak.
-            data: the section of the split. Where its ids mean the same images, they tell which of them trained and selected.
+            split: the N images.
+            is_own: bool [N], images with a copy in the evaluated model's own training split, which are no leak.
+            data: the data section of the split. If ids are comparable, they decide which images trained and selected,
+                otherwise exact copies count as the images themselves.
         """
         digests = shorten_digests(hash_images(split.images))
         copied = np.isin(digests, self.digests) & ~is_own
@@ -150,7 +151,7 @@ class Seen:
         return trained, copied, selected
 
     def find(self, judged: Split, data: DataConfig | None, *, with_selection: bool) -> Duplicates | None:
-        """Return the duplicates of N images among it, exact ones alone where only its list is here; None: not known."""
+        """Return the duplicates of `judged` among these images, only exact ones if these are absent; None: unknown."""
         bundle = self.load()
         if bundle is None and not self.can_tell(judged, data):
             return None
@@ -164,7 +165,7 @@ class Seen:
         splits = () if bundle is None else (bundle.train, bundle.validation)[: 1 + with_selection]
         for split in splits:
             if isinstance(split, Split):
-                # An id of other data may be that of another image.
+                # No ids, since in other data the same id may mean another image.
                 found |= find_duplicates(judged.images, split.images)
         return found
 
@@ -175,34 +176,34 @@ def _are_among(ids: np.ndarray, others: frozenset[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class History:
-    """What a model has learned from, as far as it is known here.
+    """The images that a model has learned from, as far as they are known.
 
     Attributes:
-        seen: the images, stage by stage.
-        unknown: the roles in which it has learned from images that are not known here.
+        seen: the images of each stage.
+        unknown: the roles in which the model has also learned from unknown images.
     """
 
     seen: tuple[Seen, ...] = ()
     unknown: frozenset[str] = frozenset()
 
     def __or__(self, other: History) -> History:
-        """Return what one or the other has learned from."""
+        """Return the union of both histories."""
         return History(self.seen + other.seen, self.unknown | other.unknown)
 
     def select(self, *roles: str) -> History:
-        """Return what was learned from in some roles."""
+        """Return the part of the history with the given roles."""
         return History(tuple(seen for seen in self.seen if seen.role in roles), self.unknown.intersection(roles))
 
     def is_known(self, split: Split, data: DataConfig | None) -> bool:
-        """Tell whether all is known that the model has learned of a split, of the data of a section."""
+        """Return whether the image lists suffice to tell which images of a split the model learned from."""
         return not self.unknown and all(seen.can_tell(split, data) for seen in self.seen)
 
     def is_counted(self, split: Split, data: DataConfig | None) -> bool:
-        """Tell likewise, where images that are here are compared by their pixels."""
+        """Return whether lists or available images suffice to tell which images of a split the model learned from."""
         return not self.unknown and all(seen.can_tell(split, data) or seen.load() is not None for seen in self.seen)
 
     def count(self, split: Split, own: Split | StreamedSplit, data: DataConfig | None) -> Found:
-        """Return what of a split it has seen, but for copies of images that `own`, the train beside it, has as well."""
+        """Return how many images of a split the model learned from, ignoring copies of images in `own`, its train."""
         is_own = np.zeros(len(split), bool)
         if isinstance(own, Split):
             is_own = np.isin(hash_images(split.images), hash_images(own.images))
@@ -213,12 +214,12 @@ class History:
         return Found(int(trained.sum()), int((copied & ~trained).sum()), int(selected.sum()))
 
     def find_in_pretraining(self, judged: Split, data: DataConfig | None, *, with_selection: bool) -> Duplicates | None:
-        """Return the duplicates of N images in the data of EF-FER1; None where there is no such data or it is not known.
+        """Return the duplicates of `judged` in the data of EF-FER1; None if there is no such data or it is unknown.
 
         Args:
-            judged: the N images.
-            data: their section; None: their ids mean nothing elsewhere.
-            with_selection: whether images that selected EF-FER1 are counted, too.
+            judged: the split to find duplicates of.
+            data: its data section; None: its ids are not comparable with others.
+            with_selection: whether to count images that selected EF-FER1 as well.
         """
         stages = {(seen.digests.tobytes(), seen.selected.tobytes()): seen for seen in self.select(PRETRAINED).seen}
         found = [seen.find(judged, data, with_selection=with_selection) for seen in stages.values()]
@@ -227,11 +228,11 @@ class History:
 
 
 def trace_model(folder: Path, load: LoadStage) -> History:
-    """Return what a trained model has learned from: its own data, that of its EF-FER1, of its members and of its teachers.
+    """Return the history of a trained model: its own data and that of its EF-FER1, its members and its teachers.
 
     Args:
         folder: of its run or its artifact.
-        load: gives the data of a stage; asked only for data that is here and is not listed, or whose pixels are compared.
+        load: loads the data of a stage; called only for available data that has no list or whose pixels are compared.
     """
     tracer = _Tracer(load)
     tracer.follow_model(Path(folder), TRAINED)
@@ -239,14 +240,14 @@ def trace_model(folder: Path, load: LoadStage) -> History:
 
 
 def trace_pretraining(config: ExperimentConfig, load: LoadStage) -> History:
-    """Return what EF-FER1 of an experiment learns from, or the run that its weights are from."""
+    """Return the history of an experiment's EF-FER1, or of the run that its weights are from."""
     tracer = _Tracer(load)
     tracer.follow_pretraining(config.pretrain, PRETRAINED)
     return tracer.get()
 
 
 def trace_experiment(config: ExperimentConfig, load: LoadStage) -> History:
-    """Return what a network that is not trained yet will learn from: its data, EF-FER1's, and that of its teachers."""
+    """Return the history that a network to be trained will have: its data and that of its EF-FER1 and teachers."""
     tracer = _Tracer(load)
     tracer.add_stage(TRAINED, config.finetune, IMAGES_FILE)
     tracer.follow_pretraining(config.pretrain, PRETRAINED)
@@ -256,7 +257,7 @@ def trace_experiment(config: ExperimentConfig, load: LoadStage) -> History:
 
 
 class _Tracer:
-    """Follows from run to run what a model has learned from; each is looked into once, so that a circle ends."""
+    """Collects a model's history from run to run; each run is visited once per role, so cycles end."""
 
     def __init__(self, load: LoadStage) -> None:
         self._load, self._seen, self._unknown = load, [], set()
@@ -266,7 +267,7 @@ class _Tracer:
         return History(tuple(self._seen), frozenset(self._unknown))
 
     def follow_model(self, folder: Path, role: str) -> None:
-        """Follow a run or an artifact, whose own images are learned from in a role."""
+        """Add the history of a run or an artifact, whose own images have the given role."""
         folder = folder.resolve()
         home = _find_home(folder)
         if self._is_done(home, "model", role):
@@ -286,7 +287,7 @@ class _Tracer:
             self._follow_earlier(home, config, record, role)
 
     def _follow_earlier(self, home: Path, config: ExperimentConfig | None, record: RunRecord | None, role: str) -> None:
-        """Follow what a run started from and who taught it; of a shipped model the experiment alone says who."""
+        """Add the history of a run's pretraining and teachers, which for a shipped model its experiment names."""
         before, taught = (PRETRAINED, TAUGHT) if role == TRAINED else (role, role)
         if config is not None:
             self.follow_pretraining(config.pretrain, before, home)
@@ -302,7 +303,7 @@ class _Tracer:
                 self.follow_name(name, taught)
 
     def follow_pretraining(self, section: PretrainConfig | None, role: str, home: Path | None = None) -> None:
-        """Follow EF-FER1 of an experiment; `home` is the folder of its run, None where it is not trained yet."""
+        """Add the history of an experiment's EF-FER1; `home` is the folder of its run, None if not trained yet."""
         if section is not None and section.weights is None:
             self.add_stage(role, section, PRETRAIN_IMAGES_FILE, home)
         for name in () if section is None else section.list_of_weights:
@@ -310,7 +311,7 @@ class _Tracer:
                 self._follow_weights(name, role)
 
     def _follow_weights(self, name: str, role: str) -> None:
-        """Follow the model or EF-FER1 that weights are from; a file that is in no folder of dlfer's is published weights."""
+        """Add the history of the model or EF-FER1 that weights are from; other files count as published weights."""
         try:
             path = resolve_path(name)
         except ConfigError:  # a variable that is not set here
@@ -329,9 +330,9 @@ class _Tracer:
             self.follow_name(str(folder) if path.is_file() else name, role)
 
     def follow_name(self, name: str, role: str, sha256: Mapping[str, str] | None = None) -> None:
-        """Follow a model by its name; `sha256` are of its files when it was used. None of the hub is downloaded for this."""
+        """Add the history of a named model, unknown if missing, changed (`sha256`), or on the hub (not downloaded)."""
         folder = None
-        with contextlib.suppress(DlferError):  # it is gone, or damaged
+        with contextlib.suppress(DlferError):  # missing or damaged
             path = resolve_path(name)
             found = None if is_hub_name(name) else find_model(path if path.exists() else name)
             is_it = found is not None and (not sha256 or read_artifact_record(found).sha256 == sha256)
@@ -342,13 +343,13 @@ class _Tracer:
             self.follow_model(folder, role)
 
     def add_stage(self, role: str, stage: StageConfig | None, file: str, home: Path | None = None) -> None:
-        """Add the images of a stage: by the list in a run, else by its data, if that is here and is what it was."""
+        """Add the images of a stage from the list in a run, or else from its data, if available and unchanged."""
         is_recorded = home is not None and file == IMAGES_FILE
         train = _read_train(home) if is_recorded else SplitRecord()
         lists = {} if home is None else _read_lists(home / file)
         fingerprint = str(lists["train_fingerprint"]) if "train_fingerprint" in lists else train.fingerprint
         load = partial(self._load_stage, stage, fingerprint)
-        if "train_ids" not in lists:  # a shipped model keeps digests alone
+        if "train_ids" not in lists:  # shipped models keep only digests
             bundle = None if is_recorded and fingerprint is None else load()
             lists = lists if bundle is None else index_images(bundle)
         if "train_digests" in lists:
@@ -362,26 +363,26 @@ class _Tracer:
             if stage is None or stage.data is None or not (is_present(stage.data) and is_prepared(stage.data)):
                 return None
             bundle = self._load(stage)
-        except (DlferError, OSError):  # it is not here any more, or damaged
+        except (DlferError, OSError):  # missing or damaged
             return None
         if not isinstance(bundle.train, Split):
             return None
         return bundle if fingerprint in (None, compute_fingerprint(bundle.train)) else None
 
     def _is_done(self, *key: Path | str) -> bool:
-        """Tell whether a folder has been followed in a role, and remember that it is."""
+        """Return whether a folder was visited in a role before, and mark it as visited."""
         was_done = key in self._done
         self._done.add(key)
         return was_done
 
 
 def _find_home(folder: Path) -> Path:
-    """Return the folder with the records of a run, an artifact or EF-FER1: its run's, or its own where it was shipped."""
+    """Return the folder with the records of a run, an artifact or EF-FER1: the run's, or that of the shipped model."""
     return folder.parent if (folder.parent / RUN_FILE).is_file() else folder
 
 
 def _list_members(folder: Path, home: Path) -> list[Path | None]:
-    """Return the folders of an ensemble's members, None for one that is gone; [] for a model that is no ensemble.
+    """Return the folders of an ensemble's members, None for a missing one; [] if the model is not an ensemble.
 
     Raises:
         ModelError: a record is damaged.

@@ -1,4 +1,4 @@
-"""One experiment from config to report: the only module that sees every step.
+"""Execution of one experiment from config to report; the only module that is concerned with every step.
 
 ExperimentConfig -> DataBundle -> Classifier -> Predictions -> Metrics -> report
 """
@@ -69,7 +69,7 @@ __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 
 
 def run_members_here(runs: Mapping[str, Run], session: Session, on_change: Callable[[], None]) -> None:
-    """Execute the runs of an ensemble's members one after another in this process."""
+    """Execute the runs of an ensemble's members sequentially in this process."""
     for number, (name, run) in enumerate(runs.items(), start=1):
         session.listener.say(f"[{number}/{len(runs)}] member {name}")
         try:
@@ -79,7 +79,7 @@ def run_members_here(runs: Mapping[str, Run], session: Session, on_change: Calla
 
 
 def explain_experiment(config: ExperimentConfig, session: Session) -> None:
-    """Say what a run would do, or that of its small form for --smoke; train nothing."""
+    """Report what a run, or the smoke run of the reduced experiment, would do, without training."""
     if session.options.smoke:
         config, _ = make_smoke_config(config)
     EXPLAINERS[config.model.family](config, session)
@@ -107,17 +107,17 @@ def run_experiment(
     callbacks: Iterable[Listener] = (),
     progress: bool = True,
 ) -> Path | None:
-    """Run an experiment from data to report; return the run's folder (None for a dry run).
+    """Run an experiment from data to report and return the run's folder (None for a dry run).
 
     Args:
         experiment: a file, or an experiment that was loaded from one.
-        run_members: trains the members of an ensemble; None: this process does, one after another.
-        callbacks: told of the run, and of those of an ensemble's members that are trained in this process.
-        progress: whether to say on stderr how it goes; warnings are shown in any case.
+        run_members: trains the members of an ensemble; None: they are trained sequentially in this process.
+        callbacks: listeners of the run, and of the runs of an ensemble's members that are trained in this process.
+        progress: whether to report progress on stderr; warnings are always shown.
 
     Raises:
-        UserError: the file, the data or the environment is wrong; no run is left behind for a wrong file.
-        TrainingStopped: by SIGTERM or --max-hours; the run can be resumed.
+        UserError: the file, the data or the environment is invalid; no run is created for an invalid file.
+        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the run can be resumed.
     """
     config = load_experiment(experiment, options.overrides)
     refuse_obstacles(config, experiment, smoke=options.smoke, out=options.out)
@@ -137,12 +137,12 @@ def resume_run(
     callbacks: Iterable[Listener] = (),
     progress: bool = True,
 ) -> Path:
-    """Resume a run that was interrupted, from its last checkpoint; a finished one is left as it is.
+    """Resume an interrupted run from its last checkpoint and return its folder; a finished run is left unchanged.
 
-    The arguments are those of `run_experiment`.
+    The other arguments are those of `run_experiment`.
     """
     opened = open_run(run, options.out)
-    # The cache of EF-FER1 stands beside the run, wherever that was put.
+    # The cache of EF-FER1 is in the folder of runs that this run was created in.
     options = replace(options, out=opened.path.parent.parent)
     session = Session.start(options, run_members=run_members, callbacks=callbacks, progress=progress)
     if opened.status == "finished":
@@ -153,7 +153,7 @@ def resume_run(
 
 
 def start_run(config: ExperimentConfig, session: Session) -> Path:
-    """Make a run directory for `config`, and execute it."""
+    """Create a run directory for `config`, execute the run, and return the directory."""
     run = create_member_run(config, session.options, session.runs_folder)
     for warning in run.record.warnings:
         session.listener.say(warning)
@@ -161,11 +161,11 @@ def start_run(config: ExperimentConfig, session: Session) -> Path:
 
 
 def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
-    """Do every step of a run that is not done yet, and record how it ended.
+    """Execute the steps of a run that are not done yet, record how it ended, and return its folder.
 
     Raises:
-        ModelError: another process works on this run.
-        ResumeError: its data, experiment or software has changed since it began, and the session does not accept that.
+        ModelError: another process is executing this run.
+        ResumeError: the run's data, experiment or software has changed since it began, and the session rejects that.
     """
     with run.hold():
         listeners = Listeners((*session.callbacks, *make_trackers(config.experiment.track)), session.listener.warn)
@@ -189,7 +189,7 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
         session.listener.say(f"{stop} Continue with: {hint}")
         raise
     except KeyboardInterrupt:
-        # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
+        # The second Ctrl-C interrupts in the middle of a step; the last checkpoint remains valid.
         run.stop("Ctrl-C")
         raise
     except ResumeError:
@@ -245,15 +245,15 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
 
 
 def _trace_pretraining(run: Run, config: ExperimentConfig, session: Session) -> History:
-    """Return what EF-FER1 learns from, or that of each member of an ensemble.
+    """Return the history of EF-FER1, or of an ensemble's members: the images that they were or will be trained on.
 
     Raises:
-        DataError: the data that EF-FER1 is to be trained on here cannot be read.
+        DataError: the training data of EF-FER1 cannot be read.
     """
     section = config.pretrain
     if section is not None and section.data is not None and section.weights is None:
         session.load_bundle(section)
-    elif run.is_smoke:  # weights are random ones
+    elif run.is_smoke:  # the weights are random
         return History()
     if config.model.family == "ensemble":
         return History() if run.is_smoke else trace_members(config, session.load_bundle)
@@ -261,7 +261,7 @@ def _trace_pretraining(run: Run, config: ExperimentConfig, session: Session) -> 
 
 
 def _warn_of_leak(run: Run, duplicates: JudgedDuplicates | None, session: Session) -> None:
-    """Say in red, and record for the report and the card, that EF-FER1's data has duplicates of the images that judge."""
+    """Warn on the terminal and in run.json, for report and card, of evaluated images that leak from EF-FER1's data."""
     text = None if duplicates is None else duplicates.describe_leak()
     if text is not None and not run.is_smoke:
         run.warn(text)
@@ -271,7 +271,7 @@ def _warn_of_leak(run: Run, duplicates: JudgedDuplicates | None, session: Sessio
 def _warn_of_weights(
     run: Run, config: ExperimentConfig, history: History, bundle: DataBundle, session: Session
 ) -> None:
-    """Say and record that it is not known here which images made the weights of an earlier model; a member's note says it of it."""
+    """Report and record if the training images of `pretrain.weights` are unknown; members of ensembles have notes."""
     judged = bundle.validation if bundle.test is None else bundle.test
     is_needed = config.model.family != "ensemble" and config.pretrain is not None and config.pretrain.list_of_weights
     if is_needed and isinstance(judged, Split) and not history.is_counted(judged, config.finetune.data):
@@ -292,7 +292,7 @@ def _predict(
     fitted: Fitted,
     say: Callable[[str], None],
 ) -> dict[str, Predictions]:
-    """Return the predictions on each split; the model is saved, with its temperature, before test is opened."""
+    """Return the predictions on each split; the model is saved, with its temperature, before test is predicted."""
     classifier, folder = fitted.classifier, run.path / "predictions"
     known = _collect_known(config, fitted, ("validation",))
     predictions = predict_splits(config, classifier, bundle, folder, names=("validation", "train"), known=known)
@@ -309,7 +309,7 @@ def _predict(
 def _write_onnx(
     classifier: Classifier, folder: Path, *, bundle: DataBundle, say: Callable[[str], None]
 ) -> OnnxRecord | str:
-    """Write the ONNX file of a model, compared on validation images; say why, where there is none."""
+    """Write a model's ONNX file, checked on validation images; return its record, or why there is no file."""
     backend = keras.backend.backend()
     if backend != "tensorflow":
         absent = (
@@ -326,7 +326,7 @@ def _write_onnx(
         found = write_embedded_onnx(
             classifier, folder, images=match_channels(images, classifier.channels), source=source
         )
-    except Exception as error:  # of whatever converter: a file that one can do without shall not cost the training
+    except Exception as error:  # converters raise anything, and an optional file must not make the run fail
         found = f"It could not be written ({type(error).__name__}: {shorten(error)})."
     if isinstance(found, str):
         say(f"The model has no ONNX file, so that predictions load Keras. {found}")
@@ -334,7 +334,7 @@ def _write_onnx(
 
 
 def _collect_known(config: ExperimentConfig, fitted: Fitted, names: tuple[str, ...]) -> Known:
-    """Return the predictions of splits by each view that the members of an ensemble have made already."""
+    """Return an ensemble's predictions for each split and view, combined from those of its members; else {}."""
     if not isinstance(fitted, FittedEnsemble):
         return {}
     views = ("single", *config.evaluate.views)
@@ -345,7 +345,7 @@ def _collect_known(config: ExperimentConfig, fitted: Fitted, names: tuple[str, .
 def _describe_training(
     run: Run, config: ExperimentConfig, bundle: DataBundle, data: DataRecord, classifier: Classifier
 ) -> About:
-    """Return what the artifact says of its training."""
+    """Return the description of the training that is saved in the artifact."""
     faces, shape = config.finetune.data.faces, data.splits["train"].shape
     return About(
         experiment=config.experiment.name,
@@ -354,14 +354,14 @@ def _describe_training(
         selected_on=bundle.selected_on if is_selected(config) else LAST_EPOCH,
         smoke=run.is_smoke,
         faces=faces.model_dump(mode="json") if faces else None,
-        # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
+        # Faces in photos are cropped at the resolution of the training images, whatever the network's input size is.
         face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,
         origins=list_origins(run, classifier),
     )
 
 
 def list_origins(run: Run, classifier: Classifier) -> list[WeightsOrigin]:
-    """Return where the published weights and the teachers come from that made a classifier, or a member of it, each once."""
+    """Return the origins of the published weights and teachers of a classifier and its members, without repetitions."""
     transfer, record = TransferRecord.read(run.path), RunRecord.read(run.path)
     found = [] if transfer is None else list(transfer.origins)
     found += [] if record is None else [origin for teacher in record.teachers for origin in teacher.origins]
@@ -379,7 +379,7 @@ def _compute_metrics(
     predictions: dict[str, Predictions],
     extras: Extras,
 ) -> Metrics:
-    """Return metrics.json: every split, milestones, views, groups, and what the family adds."""
+    """Return the contents of metrics.json: splits, milestones, views, groups, and metrics specific to the family."""
     evaluate = config.evaluate
     names = tuple(name for name in ("validation", "test") if name in predictions)
     found = compute_extra_metrics(
@@ -430,7 +430,7 @@ def _compute_metrics(
 
 
 def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> None:
-    """Say in red, and record for the report and the card, that the training did not learn, where it did not."""
+    """Warn, on the terminal and in run.json for the report and the card, if the training did not learn."""
     why = find_learning_failure(train)
     if why is not None and not run.is_smoke:
         text = f"{DID_NOT_LEARN}: {why}. {advise_training(run.config())}"
@@ -439,7 +439,7 @@ def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> 
 
 
 def advise_training(config: ExperimentConfig) -> str:
-    """Return what to change in an experiment whose training did not learn; what it has already is not advised."""
+    """Return advice on an experiment whose training did not learn, without the settings that it already has."""
     stage = config.finetune
     ways = ["more epochs", "another finetune.optimizer.learning_rate"]
     if stage.clip is None:
@@ -452,15 +452,15 @@ def advise_training(config: ExperimentConfig) -> str:
 
 
 def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> AuditRecord:
-    """Return the audit of the data as the run has it, made once for all runs on the very same data."""
-    # Images that were drawn in place of absent files have no votes.
+    """Return the audit of the run's data, from the cache if an earlier run had the same data."""
+    # Synthetic images that replace absent files in a smoke run have no votes.
     votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)
     cache = session.runs_folder / ".cache" / "audit" if run.record.use_cache else None
     return audit_data(bundle, cache=cache, votes=votes, aliases=data.labels.aliases)
 
 
 def describe_outcome(metrics: Metrics) -> str:
-    """Return the headline of a run: the accuracy with its n, interval, split and protocol, and that without duplicates."""
+    """Return a run's headline: accuracy with interval, n, split, protocol, averages, and values without duplicates."""
     name, judged, view = metrics.judged_split, metrics.judged, metrics.headline
     accuracy = judged.accuracy
     what = "test" if name == "test" else metrics.describe_validation()
@@ -477,14 +477,14 @@ def describe_outcome(metrics: Metrics) -> str:
 
 
 def _describe_duplicates(metrics: Metrics) -> str:
-    """Return the lines of the headline that are about duplicates, each after a line break."""
+    """Return the lines of the headline about duplicates, each preceded by a line break."""
     without, described = find_without(metrics), describe_duplicates(metrics)
     lines = [f"without duplicates: accuracy {format_without(without)}"] if without else []
     return "".join(f"\n{line}" for line in [*lines, *([described] if described else [])])
 
 
 def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Predictions]) -> None:
-    """Write pages of the most confident errors and commonest confusions on test, or on validation without a test."""
+    """Write pages of the most confident errors and the most frequent confusions on test, else on validation."""
     name = "test" if "test" in predictions else "validation"
     split, predicted = getattr(bundle, name), predictions[name]
     if isinstance(split, Split):
@@ -496,7 +496,7 @@ def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Prediction
 def _draw_explanations(
     run: Run, classifier: Classifier, bundle: DataBundle, predictions: dict[str, Predictions]
 ) -> None:
-    """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
+    """Write occlusion maps of example images, and for a network the preprocessing steps of the first three."""
     from dlfer.explain.figures import compute_preparation
     from dlfer.explain.occlusion import compute_occlusion
 

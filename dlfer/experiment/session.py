@@ -1,6 +1,6 @@
-"""What several runs of one process share: options, control and loaded data; the small form of an experiment; hosts.
+"""Sessions, the state that several runs of one process share; reduced experiments for smoke runs; multi-host training.
 
-On several hosts the first process does the work, and the others help it to train.
+On several hosts the first process, the chief, executes the runs, and the others only take part in its trainings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
 
 def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[str]]:
-    """Return the experiment cut down to two batches of at most eight images a stage, and what was replaced."""
+    """Return the experiment reduced to two batches of at most eight images per stage, and warnings on replacements."""
     warnings = ["--smoke: two batches of at most eight images per stage; the values are meaningless."]
     overrides: dict[str, object] = {}
     for stage in ("pretrain", "finetune"):
@@ -48,7 +48,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
         }
         if section.data is not None:
             data, warning = _cut_down(section, batch_size)
-            if stage == "pretrain" and warning:  # not the images that are drawn for finetune
+            if stage == "pretrain" and warning:  # the synthetic images must differ from those for finetune
                 data = data.model_copy(update={"seed": (config.finetune.data.seed + 1) % 2**31})
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
@@ -58,7 +58,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
                     f"--smoke: {stage}.distill left out: {', '.join(section.distill.names)} or the data is not here."
                 )
     if config.ensemble is not None:
-        # What members set of these would not fit the few epochs; each is cut down by itself.
+        # Values that members set for these keys could be invalid for so few epochs; each member is reduced separately.
         small = [key for key in overrides if not key.endswith((".data", ".distill"))]
         overrides["ensemble.members"] = [
             {
@@ -73,7 +73,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
 
 
 def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | None]:
-    # A split may take a fifth away, and a fifth again, before two batches are left.
+    # Two batches must remain after a fifth is split off twice, for test and for validation.
     num_images = 2 * NUM_BATCHES * batch_size
     counts = type(section.data.num_images)(**dict.fromkeys(("train", "validation", "test"), num_images))
     data = section.data.model_copy(update={"num_images": counts})
@@ -89,46 +89,46 @@ def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | 
 
 
 def _are_there(names: Iterable[str]) -> bool:
-    """Tell whether all models of these names are there."""
+    """Return whether all models of these names exist."""
     try:
         return all(find_model(path if (path := resolve_path(name)).exists() else name) for name in names)
     except DlferError:
         return False
 
 
-@cache  # the members of a study have the same data
+@cache  # the members of a study share their data
 def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
-    """Return why few images of a data section cannot be read, in one line; None where they can."""
+    """Return in one line why the reduced data of a smoke run cannot be read, or None if it can."""
     try:
         config = DataConfig.model_validate_json(data)
-        if not is_prepared(config):  # loading would download and convert it
+        if not is_prepared(config):  # loading would start to download and convert the data set
             return f"{config.name} is not prepared."
         bundle = load_data(config, image_size=image_size, balance=balance)
         for split in bundle.splits.values():
             if not isinstance(split, Split):
                 read_split(split)
-    except Exception as error:  # of a folder that is not whole a loader raises nearly anything
+    except Exception as error:  # on incomplete data sets loaders raise almost any exception
         return " ".join(str(error).split()) if isinstance(error, DlferError) else shorten(error)
     return None
 
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
-"""(name of a member -> its run directory, the session, who is told that a member has ended): executes the runs."""
+"""Executes the members' runs, by name; it calls its last argument whenever one has ended."""
 
 
 @dataclass
 class Session:
-    """What several runs of one process share: device, stop requests, the listener, and loaded data.
+    """The state that several runs of one process share: options, stop requests, listeners, and loaded data.
 
     Attributes:
         options: of the command line.
-        control: asked after each step whether to stop.
-        listener: told about the progress.
-        bundles: the data that has been loaded, by its config; arms and seeds share it.
-        resume_hint: the command that continues after a stop, where it is not that of the run itself.
-        run_members: trains the members of an ensemble; None: they are trained one after another in this process.
-        callbacks: told of every run of the session.
-        run_listeners: told of the run that is being executed; `execute_run` sets them.
+        control: queried after each step for a request to stop.
+        listener: receives the progress.
+        bundles: the data loaded so far, by its config, so that arms and seeds share it.
+        resume_hint: the command to continue after a stop, if it is not that of the run itself.
+        run_members: trains the members of an ensemble; None: they are trained sequentially in this process.
+        callbacks: the listeners of every run of the session.
+        run_listeners: the listeners of the current run, set by `execute_run`.
     """
 
     options: RunOptions
@@ -149,18 +149,18 @@ class Session:
         callbacks: Iterable[Listener] = (),
         progress: bool = True,
     ) -> Session:
-        """Return a session that talks on stderr, or without `progress` shows warnings alone."""
+        """Return a session that reports progress on stderr, or only warnings without `progress`."""
         listener = ConsoleListener() if progress else WarningListener()
         control = StopControl(options.max_hours)
         return cls(options, control, listener, run_members=run_members, callbacks=tuple(callbacks))
 
     @property
     def runs_folder(self) -> Path:
-        """Where runs of this session are put."""
+        """The folder that runs of this session are created in."""
         return self.options.out or default_runs_folder()
 
     def describe_resume(self, run: Path) -> str:
-        """Return the command that continues after a stop of a run in this folder."""
+        """Return the command that resumes the run in this folder after a stop."""
         return self.resume_hint or f"dlfer run --resume {shlex.quote(str(run))}"
 
     def load_bundle(self, stage: StageConfig) -> DataBundle:
@@ -182,10 +182,10 @@ def create_member_run(
     siblings: Iterable[Path] = (),
     study: Path | None = None,
 ) -> Run:
-    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run.
+    """Create the run directory of an experiment in a folder of runs; for a smoke run the experiment is reduced first.
 
-    Its data must be what that of its `siblings` was, folders of the runs of the same study, where they have the same section.
-    `study` is the folder of the ablation, sweep, search or ensemble that it is a member of.
+    `siblings` are the folders of the other runs of the same study; the data must equal that of the first one with the
+    same data section. `study` is the folder of the ablation, sweep, search or ensemble that the run is a member of.
     """
     config, warnings = make_smoke_config(config) if options.smoke else (config, [])
     run = create_run(folder, config, argv=list(options.argv))
@@ -202,7 +202,7 @@ def create_member_run(
 
 
 def describe_bundle(bundle: DataBundle, seconds: float) -> str:
-    """Return what was loaded, with every note, for the terminal."""
+    """Return a description of the loaded data, with every note, for the terminal."""
     splits = [("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)]
     counts = ", ".join(f"{name} {len(split):,} ({split.name})" for name, split in splits if split is not None)
     reading = bundle.reading.as_record()
@@ -217,8 +217,8 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
 def lead_or_follow(
     work: Callable[[], Path | None], config: Callable[[], ExperimentConfig], options: RunOptions
 ) -> Path | None:
-    """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None."""
-    # The sessions of studies, which train nothing themselves, do without the framework.
+    """Execute `work` if this process is alone or the chief; else take part in the chief's stages and return None."""
+    # Imported here, since the sessions of studies train nothing themselves and need no framework.
     from dlfer.train.cluster import dismiss_followers
     from dlfer.train.progress import is_follower
 

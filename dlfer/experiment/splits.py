@@ -1,4 +1,4 @@
-"""Predictions on each split, the duplicates of its images in the data that made the model, and the metrics of a run."""
+"""Predictions on each split, duplicates of its images in the data used to make the model, and the metrics of a run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JudgedDuplicates:
-    """Which of the N images that judge a model have a duplicate; every output of a run takes its numbers from here.
+    """The duplicates of the N images that a model is evaluated on; every output of a run takes its counts from here.
 
     Attributes:
-        split: "test", or "validation" where the run has no test split and validation, which selected it, also judges.
+        split: "test", or "validation" if the run has no test split and is evaluated on the split that selected it.
         ids: str [N].
         in_train: duplicates in the split that trained the model.
-        in_selection: duplicates in the split that selected it; None if that is the judged split itself, or is not there.
-        in_pretrain: duplicates in the images that trained (or, of a test split, selected) EF-FER1, or the run that its weights
-            are from; of an ensemble, those of any member. None without such images.
+        in_selection: duplicates in the split that selected it; None if this is the evaluated split, or is absent.
+        in_pretrain: duplicates in the images that trained EF-FER1 or the run that its weights are from (for a test
+            split also those that selected it), for an ensemble those of any member. None without such images.
     """
 
     split: str
@@ -47,18 +47,18 @@ class JudgedDuplicates:
 
     @property
     def in_either(self) -> Duplicates:
-        """Duplicates in training, in the split that selected the model, or in EF-FER1's data: what "without duplicates" leaves out."""
+        """Duplicates in training, selection or EF-FER1's data, which are excluded from metrics "without duplicates"."""
         found = self.in_train
         for others in (self.in_selection, self.in_pretrain):
             found = found if others is None else found | others
         return found
 
     def count_leaks(self) -> int:
-        """Return how many images have a duplicate in EF-FER1's data and none in the training split."""
+        """Return the number of images with a duplicate in EF-FER1's data and none in the training split."""
         return 0 if self.in_pretrain is None else int((self.in_pretrain.any & ~self.in_train.any).sum())
 
     def describe_leak(self) -> str | None:
-        """Return a warning of images that EF-FER1 has seen and training does not have; None where there are none."""
+        """Return a warning about images with a duplicate in EF-FER1's data and none in training; None without any."""
         num_leaks = self.count_leaks()
         if not num_leaks:
             return None
@@ -69,13 +69,13 @@ class JudgedDuplicates:
         )
 
     def list_ids_without(self) -> list[str]:
-        """Return the ids of the images without any duplicate in either split."""
+        """Return the ids of the images without any duplicate in training, selection or EF-FER1's data."""
         return self.ids[~self.in_either.any].tolist()
 
     def as_record(self) -> DuplicatesRecord:
-        """Return the counts as data.json and metrics.json hold them.
+        """Return the counts in the form of data.json and metrics.json.
 
-        `in_train.any` is the number of images that "have a duplicate in training".
+        `in_train.any` is the number of images that "have a duplicate in training" in the reports.
         """
         return DuplicatesRecord.build(
             {
@@ -92,11 +92,11 @@ class JudgedDuplicates:
 def find_run_duplicates(
     bundle: DataBundle, history: History | None = None, data: DataConfig | None = None
 ) -> JudgedDuplicates | None:
-    """Return the duplicates of the split that judges a run; None where its images or those of train are streamed.
+    """Return the duplicates of the split that a run is evaluated on; None if its images or those of train are streamed.
 
     Args:
-        history: what the run learns from beside the bundle; its EF-FER1 is counted. Streamed images are not looked into.
-        data: the section of the bundle; None: not known, so that no id means the same image elsewhere.
+        history: the images that the run learns from besides the bundle; those of EF-FER1 are compared unless streamed.
+        data: the data section of the bundle; None: unknown, so ids are not comparable with those of other data.
     """
     if bundle.test is not None:
         name, judged, selection = "test", bundle.test, bundle.validation
@@ -116,10 +116,10 @@ def find_judged_duplicates(
     """Return which images of a split have a duplicate among those that trained or selected a model.
 
     Args:
-        name: "test" or "validation", what the split is in metrics.json.
-        selection: those that selected it; None if they are the judged ones or are not there. Streamed ones are not
-            looked into.
-        same_ids: an id means the same image in all splits, so that augmented copies are found by it.
+        name: "test" or "validation", the role of the split in metrics.json.
+        judged, train: the evaluated split, and the one that trained the model.
+        selection: the split that selected it; None if this is the evaluated one or absent. It is ignored if streamed.
+        same_ids: whether an id means the same image in all splits, so augmented copies are found by their ids.
     """
 
     def find(reference: Split) -> Duplicates:
@@ -131,7 +131,7 @@ def find_judged_duplicates(
 
 
 def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
-    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done."""
+    """Return the contents of data.json: labels, splits with counts and fingerprints, duplicates, loading notes."""
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return DataRecord(
         source=bundle.source,
@@ -154,11 +154,11 @@ def predict_splits(
     names: Sequence[str],
     known: Known | None = None,
 ) -> dict[str, Predictions]:
-    """Predict splits, write the predictions of each into `folder`, and return them by name; absent splits are left out.
+    """Predict splits, write the predictions of each into `folder`, and return them by name; absent splits are omitted.
 
     Args:
-        names: some of "train", "validation" and "test". Of train it is a draw of `evaluate.num_train` images.
-        known: predictions that need not be made again.
+        names: of "train", "validation" and "test"; of train only a sample of `evaluate.num_train` images is predicted.
+        known: predictions that were computed already.
     """
     batch_size = config.evaluate.batch_size
     predict = partial(classifier.predict, batch_size=batch_size)
@@ -178,7 +178,7 @@ def predict_splits(
 
 
 def _draw_train(config: ExperimentConfig, train: Split | StreamedSplit | None) -> Split | None:
-    """Return the training images to predict; None for none of them, or for streamed ones."""
+    """Return the sample of training images to predict, or None if it is empty or the images are streamed."""
     num_train = config.evaluate.num_train
     if num_train == 0 or not isinstance(train, Split):
         return None
@@ -195,7 +195,7 @@ def compute_run_metrics(
     smoke: bool = False,
     test_opened: int = 0,
 ) -> Metrics:
-    """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
+    """Return the contents of a run's metrics.json; the evaluated split is also scored without `duplicates`."""
     return compute_metrics_file(
         predictions,
         Metrics(
@@ -212,7 +212,7 @@ def compute_run_metrics(
 
 
 def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, smoke: bool = False) -> str | None:
-    """Return the warning that every output of a run carries, or None."""
+    """Return the warning to show in every output of a run, or None."""
     if smoke:
         return "Smoke run: two batches of at most eight images per stage. The values are meaningless."
     if bundle.protocol != "paper" or bundle.test is None or duplicates is None:
@@ -239,7 +239,7 @@ def _describe_split(split: Split | StreamedSplit, labels: tuple[str, ...]) -> Sp
 
 
 def sort_errors(predictions: Predictions, limit: int) -> np.ndarray:
-    """Return int [<=limit], rows of wrong predictions, the most confident first."""
+    """Return the rows of at most `limit` wrong predictions (int [<= limit]), the most confident first."""
     wrong = np.flatnonzero(predictions.predicted != predictions.targets)
     confidence = predictions.probabilities[wrong].max(axis=1)
     return wrong[np.argsort(-confidence, kind="stable")][:limit]

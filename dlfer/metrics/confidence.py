@@ -1,13 +1,13 @@
-"""The confidence of a classifier: calibration, the temperature that corrects it, and abstaining where it is low.
+"""Confidence of a classifier: calibration, temperature scaling, and abstention at low confidence.
 
-The expected calibration error (ECE) sorts images into bins of similar confidence and averages the distance
-between mean confidence and accuracy. It is biased upward: within a bin the accuracy scatters, and a
-distance cannot be negative, so that even a perfectly calibrated classifier shows about sqrt(bins / n) / 3
-(2 percentage points at n = 3,589, 13 at n = 100, with 15 bins). `ece_if_calibrated` gives that floor for the
-very confidences at hand; an ECE near it says nothing against the classifier.
+The expected calibration error (ECE) sorts images into bins of similar confidence and averages the absolute difference
+between mean confidence and accuracy. It is biased upward, since the accuracy within a bin varies by chance and an
+absolute difference cannot be negative: even a perfectly calibrated classifier has an ECE of about sqrt(bins / n) / 3 (2
+percentage points at n = 3,589, 13 at n = 100, with 15 bins). `ece_if_calibrated` is this bias for the confidences at
+hand; an ECE near it is no evidence of miscalibration.
 
-With abstention an image is answered if its confidence, the largest of its probabilities as the network gives them, is
-at least the threshold. Images of the same confidence pass together, so that no figure depends on their order.
+With abstention an image is answered if its confidence, the largest probability before temperature scaling, is at least
+the threshold. Images of equal confidence are answered or rejected together, so no metric depends on their order.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from dlfer.metrics.predictions import Predictions
 from dlfer.runs.records import Temperature
 
 NUM_BINS = 15
-"""Of reliability and ECE, as in most publications."""
+"""The number of bins of reliability diagrams and ECE, as in most publications."""
 
 BINNINGS = ("mass", "width")
 """mass: bins of equally many images; width: bins of equal width."""
 
 TEMPERATURES = (0.1, 10.0)
-"""Bounds of the fitted temperature; a good network's lies well within (0.5 to 3)."""
+"""Bounds of the fitted temperature; that of a good network is well within (0.5 to 3)."""
 
 FEW_IMAGES = 100
-"""Below this many images a fitted temperature is said to be uncertain."""
+"""A temperature fitted on fewer images than this gets a note."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
-"""Stands for a probability of 0, whose logarithm would be infinite."""
+"""Replaces a probability of 0, whose logarithm would be infinite."""
 
 
 class Binned(NamedTuple):
-    """One binary forecast sorted into bins: of each row its bin (int64 [N]), outcome minus forecast, forecast."""
+    """A binary forecast sorted into bins: the bin of each row (int64 [N]), outcome minus forecast, and forecast."""
 
     bins: np.ndarray
     gaps: np.ndarray
@@ -61,10 +61,10 @@ def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning
     Args:
         confidences: float [N] in 0..1.
         correct: bool [N].
-        binning: "mass" or "width"; 15 bins, a bin holds its upper edge, equal confidences share a bin.
+        binning: "mass" or "width"; 15 bins, which include their upper edges, so equal confidences share a bin.
 
     Returns:
-        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the accuracy.
+        [{"n", "confidence", "accuracy", "low", "high"}] by increasing confidence; Wilson's interval of the accuracy.
     """
     binned = _bin(confidences, correct, binning)
     rows = []
@@ -78,7 +78,7 @@ def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning
 
 
 def compute_ece_if_calibrated(confidences: np.ndarray, *, binning: str = "mass") -> float:
-    """Return the ECE to expect of a perfectly calibrated classifier with these confidences (its upward bias)."""
+    """Return the expected ECE of a perfectly calibrated classifier with these confidences, which is its upward bias."""
     binned = _bin(confidences, np.zeros(len(confidences)), binning)
     confidences = np.asarray(confidences, dtype=np.float64)
     variances = np.bincount(binned.bins, weights=confidences * (1 - confidences))
@@ -86,17 +86,17 @@ def compute_ece_if_calibrated(confidences: np.ndarray, *, binning: str = "mass")
 
 
 def compute_item_briers(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return each row's squared distance to the truth, summed over all classes (float64 [N], 0..2)."""
+    """Return each row's Brier score: the squared error summed over the classes (float64 [N] in 0..2)."""
     errors = probabilities.astype(np.float64)
     errors[np.arange(len(targets)), targets] -= 1
     return (errors**2).sum(axis=1)
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities**(1/temperature), divided by their sum: softer above 1, sharper below.
+    """Return probabilities**(1 / temperature), normalised: softer if the temperature is above 1, sharper if below.
 
-    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The order of the
-    classes stays. From float [N, C] it makes float64 [N, C], rows sum to one.
+    This equals the softmax of logits / temperature, since log probabilities are logits up to a constant, and preserves
+    the ranking of the classes. The argument is float [N, C], the result float64 [N, C] with rows that sum to one.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
     """
@@ -106,7 +106,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def check_finite(probabilities: np.ndarray, what: str = "the model") -> np.ndarray:
-    """Return probabilities, float [N, C], if all are finite numbers.
+    """Return the probabilities (float [N, C]) unchanged if all are finite.
 
     Raises:
         ModelError: some are NaN or infinite.
@@ -121,11 +121,11 @@ def check_finite(probabilities: np.ndarray, what: str = "the model") -> np.ndarr
 
 
 def fit_temperature(predictions: Predictions) -> float:
-    """Return the temperature with the smallest log-loss, within 0.1..10.
+    """Return the temperature in 0.1..10 that minimises the log loss.
 
-    Fit it on images that the network was not trained on, and judge it on others again. Where no image is
-    wrong the log-loss falls without end towards 0, and the result is the bound 0.1; where no temperature is
-    better than none it is 1. `describe_temperature` says so.
+    Fit it on images that the network was not trained on, and evaluate it on yet other images. If no image is wrong, the
+    log loss decreases towards 0 without a minimum and the result is the bound 0.1, which `describe_temperature` notes.
+    If no other temperature is better, the result is 1.
     """
     from scipy.optimize import minimize_scalar
 
@@ -139,13 +139,13 @@ def fit_temperature(predictions: Predictions) -> float:
 
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(compute_loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    # The search stays inside its bounds by its tolerance; the minimum may lie on one.
+    # The search never reaches its bounds exactly, but the minimum may be on one of them.
     candidates = (1.0, float(np.exp(found.x)), *TEMPERATURES)
     return min(candidates, key=lambda temperature: compute_loss(np.log(temperature)))
 
 
 def describe_temperature(predictions: Predictions, fitted_on: str) -> Temperature:
-    """Fit the temperature and record what it was fitted on; its note says why the value may not be reliable."""
+    """Fit the temperature and return its record, with a note if the value may be unreliable."""
     value, n = fit_temperature(predictions), len(predictions)
     notes = []
     if n < FEW_IMAGES:
@@ -157,11 +157,11 @@ def describe_temperature(predictions: Predictions, fitted_on: str) -> Temperatur
 
 
 def compute_calibration(predictions: Predictions, temperature: float | None = None) -> dict[str, Any]:
-    """Return how well predictions are calibrated, as they are and after a temperature.
+    """Return calibration metrics of predictions, before and after temperature scaling.
 
-    The interval of an ECE is that of the ECE of all images in the same bins, `compute_ece_interval`. It begins at 0
-    where a calibrated classifier might show as much, and always contains the value. Brier and log-loss are means over
-    images, with `compute_skew_interval`.
+    The interval of an ECE, by `compute_ece_interval`, is for the population value with the same bins. It starts at 0 if
+    a calibrated classifier could have such an ECE by chance, and always contains the value. Brier score and log loss
+    are means over images, with intervals by `compute_skew_interval`.
 
     Args:
         temperature: fitted on other images; None: "scaled" is None.
@@ -169,10 +169,10 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
     Returns:
         {"raw": CAL, "scaled": CAL or None} with CAL = {"ece_equal_mass", "ece_equal_width", "classwise_ece",
         "brier", "log_loss": {"value", "low", "high"}, "ece_if_calibrated": float, "reliability": bins of equal
-        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval, nor
-        have images that are all alike (of a classifier that is always right and certain). The classwise ECE is the mean
-        over all classes of that of their probability, in bins of equal width; most images are far from most classes, so
-        that it is smaller.
+        mass}. ECEs are fractions, the Brier score is in 0..2, the log loss in nats. There is no interval for a single
+        image, nor if all images are alike (a classifier that is always right and certain). The classwise ECE is the
+        mean over the classes of the ECE of their probabilities, in bins of equal width; it is smaller than the others,
+        since most probabilities are near 0.
 
     Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull
     et al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
@@ -195,22 +195,21 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
 
 
 def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tuple[float, float]:
-    """Return an interval of the mean over problems of their ECE, for all images in the same bins.
+    """Return an interval of the population ECE with the same bins, averaged over several binary forecasts.
 
-    The observed ECE is the sum of |gap| over bins. It is biased upward, by the more the smaller the true gaps are
-    beside their standard errors: by s h(|gap| / s) for a normal gap with standard error s, where h(x) = E|x + Z| - x.
-    The true gaps are not known. For the upper limit the bias at the observed gaps is subtracted, which is too small,
-    because the observed ones are on average larger than the true ones; for the lower limit the bias at gaps that are
-    1.5 standard errors smaller, which is too large. To both comes z times the standard error of the sum of gaps with
-    fixed signs, which is at least that of the sum of |gap|. A bin's standard error is the larger one of that of
-    the observed deviations and that which the forecasts themselves lead to, since with few images all deviations
-    may be small by chance.
+    The observed ECE is the sum of |gap| over bins. Its upward bias increases as the true gaps decrease relative to
+    their standard errors: it is s h(|gap| / s) for a normal gap with standard error s, where h(x) = E|x + Z| - x. The
+    true gaps are unknown. The upper limit subtracts the bias at the observed gaps, which is too small, because these
+    are on average larger than the true gaps. The lower limit subtracts the bias at gaps that are 1.5 standard errors
+    smaller, which is too large. Both limits then extend by z times the standard error of the sum of gaps with fixed
+    signs, which is at least that of the sum of |gap|. The standard error of a bin is the larger of the observed one and
+    that expected from the forecasts, since with few images all deviations may be small by chance.
 
     Args:
         problems: the bins and gaps of the same N >= 2 images for each binary forecast.
 
     Returns:
-        (low, high) in 0..1 with the observed ECE within; NaN where every forecast is 0 or 1 and right.
+        (low, high) in 0..1, which contains the observed ECE; NaN if every forecast is 0 or 1 and right.
     """
     n, scale = len(problems[0].bins), 1 / len(problems)
     gaps, variances, signed = [], [], np.zeros(n)
@@ -234,7 +233,7 @@ def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tup
 
 
 def _compute_folding_bias(x: np.ndarray) -> np.ndarray:
-    """Return E|x + Z| - x for a standard normal Z and x >= 0; 0.798 at 0, falling to 0."""
+    """Return E|x + Z| - x for a standard normal Z and x >= 0; it is 0.798 at x = 0 and decreases to 0."""
     from scipy.special import ndtr
 
     return np.sqrt(2 / np.pi) * np.exp(-(x**2) / 2) - 2 * x * ndtr(-x)
@@ -250,13 +249,13 @@ def _compute_ece_figures(
     for name, several in problems.items():
         value = float(np.mean([_compute_ece(binned) for binned in several]))
         low, high = compute_ece_interval(several) if len(predictions) > 1 else UNDEFINED
-        # Sums in another order differ in the last digit.
+        # The value is summed in another order than the limits, so rounding could put it just outside them.
         figures[name] = {"value": value, "low": float(np.minimum(low, value)), "high": float(np.maximum(high, value))}
     return figures
 
 
 def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
-    """Sort forecasts into 15 bins; one that is empty gives nothing, equal forecasts share a bin."""
+    """Sort forecasts into 15 bins, some of which may be empty; equal forecasts share a bin."""
     forecasts = np.asarray(forecasts, dtype=np.float64)
     edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
     if binning == "mass":
@@ -265,7 +264,7 @@ def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
 
 
 def _compute_ece(binned: Binned) -> float:
-    """Return the mean over images of |accuracy - confidence| of their bin."""
+    """Return the mean of |accuracy - confidence| over bins, weighted by their numbers of images."""
     return float(np.abs(np.bincount(binned.bins, weights=binned.gaps)).sum() / len(binned.gaps))
 
 
@@ -274,14 +273,14 @@ def _compute_logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 MAX_POINTS = 101
-"""Of the risk-coverage curve as it is stored: about one for each percent of the images."""
+"""The maximum number of points of a stored risk-coverage curve: about one for each percent of the images."""
 
 
 def compute_risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return coverage, risk and threshold at each distinct confidence (float64 [M]), from float [N] and bool [N].
 
-    The coverage (share of images answered) falls from 1, the threshold rises, and the risk is the share of the answered
-    images that are wrong.
+    The coverage is the fraction of images answered, decreasing from 1 as the threshold increases; the risk is the
+    fraction of the answered images that are wrong.
     """
     thresholds, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
     answered = _sum_from_above(np.bincount(position, minlength=len(thresholds)))
@@ -292,7 +291,7 @@ def compute_risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple
 def compute_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
     """Return the area under the risk-coverage curve: the mean over images of the risk at their confidence.
 
-    0 where all are right; the error rate where the confidence says nothing.
+    It is 0 if all images are right, and about the error rate if the confidence is uninformative.
 
     Source: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks" (NeurIPS 2017); Geifman,
     Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation" (ICLR 2019).
@@ -304,10 +303,10 @@ def compute_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
 def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Return an interval of the area under the risk-coverage curve.
 
-    Wilson's, with as many images as would give the area's variance, which is the infinitesimal jackknife's: the sum
-    of the squared effects of the images' weights. The few wrong images, or the few right ones, decide it: their number
-    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the
-    error rate, which the area is there.
+    It is Wilson's interval with the number of images that would give the variance of the area by the infinitesimal
+    jackknife, the sum of the squared effects of the images' weights. The variance is determined by the wrong or the
+    right images, whichever are fewer: Student's quantile has one degree of freedom less than their number, but at least
+    2. If all images are right or all are wrong, the area equals the error rate, whose Wilson interval is returned.
 
     Args:
         confidences: float [N], N at least 1.
@@ -315,7 +314,7 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
 
     Source: Efron, J. R. Stat. Soc. B 54 (1992) 83.
     """
-    # Sorted in full, so that rounding does not depend on the order of rows.
+    # Sorted by both keys, so that rounding does not depend on the order of rows.
     wrong = ~np.asarray(correct, dtype=bool)
     order = np.lexsort((wrong, confidences))
     confidences, wrong = np.asarray(confidences)[order], wrong[order]
@@ -328,9 +327,9 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
 
 
 def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Return the derivative of the area under the risk-coverage curve by the weight of each image.
+    """Return the derivative of the area under the risk-coverage curve with respect to each image's weight.
 
-    float64 [N], sums to 0. An image counts at its own confidence and in the risk at each lower one.
+    float64 [N], sums to 0. An image contributes at its own confidence and to the risk at each lower one.
     """
     _, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
     wrong = ~np.asarray(correct, dtype=bool)
@@ -343,10 +342,10 @@ def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.nda
 
 
 def choose_threshold(predictions: Predictions, target_accuracy: float) -> float | None:
-    """Return the lowest confidence from which on the answered images reach an accuracy (a fraction in 0..1).
+    """Return the lowest confidence threshold at which the answered images reach an accuracy (a fraction in 0..1).
 
-    It is chosen to look good on these very images: give it those of validation, and judge it on others. It is 0 where
-    all images together reach the accuracy, and None where no part of them does.
+    The accuracy on the images that the threshold is chosen on is too good, so choose it on validation and evaluate it
+    on other images. It is 0 if all images together reach the accuracy, and None if no threshold does.
 
     Raises:
         DataError: the accuracy is not in 0..1.
@@ -361,16 +360,16 @@ def choose_threshold(predictions: Predictions, target_accuracy: float) -> float 
 
 
 def compute_selective(predictions: Predictions, threshold: float | None = None) -> dict[str, Any]:
-    """Return the risk-coverage curve of predictions, and what a threshold gives on them.
+    """Return the risk-coverage curve of predictions, and their coverage and accuracy at a threshold.
 
     Args:
         threshold: chosen on other images, or None.
 
     Returns:
-        {"aurc": figure, "curve": [{"coverage", "risk", "low", "high", "threshold"}] (coverage from 1
+        {"aurc": EST, "curve": [{"coverage", "risk", "low", "high", "threshold"}] (coverage from 1
         downwards, at most 101 points; the interval is that of the risk at the threshold), "at_threshold":
-        {"threshold", "coverage": figure, "accuracy": figure, "n"} or None}. A figure is {"value", "low", "high"} with
-        Wilson's interval; NaN where no image is answered.
+        {"threshold", "coverage": EST, "accuracy": EST, "n"} or None} with EST = {"value", "low", "high"}. The intervals
+        are Wilson's, that of aurc by `compute_aurc_interval`; the accuracy is NaN if no image is answered.
     """
     confidences, correct = get_confidences(predictions), predictions.correct
     coverage, risk, thresholds = compute_risk_coverage(confidences, correct)
@@ -405,7 +404,7 @@ def _apply_threshold(confidences: np.ndarray, correct: np.ndarray, threshold: fl
 
 
 def _thin_out(coverage: np.ndarray) -> np.ndarray:
-    """Return at most 101 indices: for each percent the last point that still covers so much, and the very last."""
+    """Return at most 101 indices: the last point that covers at least each whole percent, and the very last point."""
     if len(coverage) <= MAX_POINTS:
         return np.arange(len(coverage))
     wanted = np.arange(100, 0, -1) / 100

@@ -1,8 +1,8 @@
-"""ROC and precision-recall of each class against the rest: curves, areas, and intervals of the areas.
+"""ROC and precision-recall curves of each class against the rest, the areas under them, and intervals of the areas.
 
-The intervals come from the contribution of each row to the area's variance (DeLong's for the ROC, the infinitesimal jackknife
-for average precision), without resampling. With few images of a class these variances are too small and too
-uncertain; what is done then was chosen by simulation and is written at each function.
+The intervals are computed without resampling from each row's contribution to the variance of the area (DeLong's method
+for the ROC, the infinitesimal jackknife for average precision). With few images of a class these variances are too
+small and too uncertain; each function documents its correction for that, which was chosen by simulation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlfer.metrics.intervals import (
 
 
 def compute_midranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks of `values` from 1; equal values share the mean of their ranks (float64 [N])."""
+    """Return the ranks of `values`, starting at 1; equal values get the mean of their ranks (float64 [N])."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((2 * last - counts + 1) / 2)[inverse]
@@ -29,29 +29,29 @@ def compute_midranks(values: np.ndarray) -> np.ndarray:
 def compute_roc(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the ROC curve of one class against the rest.
 
-    Rows with the same score pass the threshold together, so that a tie is a slanted piece and not a
-    matter of the order of rows.
+    Rows with the same score pass the threshold together, so a tie gives a sloped segment that does not depend on the
+    order of rows.
 
     Args:
         is_target: bool [N].
-        scores: float [N], larger means more probably the class.
+        scores: float [N], larger if the row is more likely of the class.
 
     Returns:
-        false-positive rate, true-positive rate (float64 [M + 1], from 0 to 1) and the threshold at
-        each point (the first is infinite). A rate is NaN throughout where it has no rows.
+        False positive rate, true positive rate (float64 [M + 1], from 0 to 1) and threshold at each point, the first
+        infinite. All false positive rates are NaN without negative rows, all true positive rates without positive rows.
     """
     _, true_positives, passed, _ = count_ranked(is_target, scores)
     positives = int(np.sum(is_target))
-    # A quotient by NaN is NaN.
+    # A count of 0 is replaced by NaN, so that the rate is NaN as well.
     tpr = np.r_[0, true_positives] / (positives or np.nan)
     fpr = np.r_[0, passed - true_positives] / (len(scores) - positives or np.nan)
     return fpr, tpr, np.r_[np.inf, np.unique(scores)[::-1]]
 
 
 def compute_auc(is_target: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve: the chance that a row of the class outscores one of the rest.
+    """Return the area under the ROC curve: the probability that a row of the class scores higher than one of the rest.
 
-    Ties count one half (the Mann-Whitney statistic). NaN where all rows are of the class, or none.
+    Ties count one half (the Mann-Whitney statistic). NaN if all rows or none are of the class.
     """
     positives = int(np.sum(is_target))
     negatives = len(is_target) - positives
@@ -67,9 +67,9 @@ def compute_aucs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def compute_average_precision(is_target: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean precision at the thresholds where rows of a class are found (a step-wise sum, no trapezoids).
+    """Return the average precision: the mean of the precision at the score of each row of the class, not interpolated.
 
-    Rows with the same score (float [N], larger: more probably the class) pass the threshold together. NaN where no row
+    Rows with the same score (float [N], larger if more likely of the class) pass the threshold together. NaN if no row
     is of the class.
     """
     found, true_positives, passed, _ = count_ranked(is_target, scores)
@@ -84,16 +84,16 @@ def compute_average_precisions(targets: np.ndarray, probabilities: np.ndarray) -
 
 
 def count_ranked(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Count rows by falling score, those with the same score together.
+    """Count rows cumulatively by decreasing score; rows with the same score are counted together.
 
     Args:
         is_target: bool [N].
         scores: float [N].
 
     Returns:
-        For each of the M distinct scores from the highest: the rows of the class that have it, those that
-        have it or more, and all rows that have it or more (int64 [M]); then the position of each row's
-        score among the M (int64 [N]).
+        For each of the M distinct scores, from the highest: the number of rows of the class with this score, of rows of
+        the class with at least this score, and of all rows with at least this score (int64 [M] each); then the index of
+        each row's score among the M (int64 [N]).
     """
     values, position = np.unique(-np.asarray(scores, dtype=np.float64), return_inverse=True)
     found = np.bincount(position[is_target], minlength=len(values))
@@ -102,34 +102,34 @@ def count_ranked(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 
 
 FEW_ROWS = 100
-"""Below as many rows of the class, or of the rest, the interval of an AUC also contains Hanley and McNeil's."""
+"""With fewer rows of the class or of the rest than this, the interval of an AUC also includes Hanley and McNeil's."""
 
 FEW_MISPLACED = 5
-"""The same where rows times the distance of the area from 0 or 1 are fewer: these rows decide the variance."""
+"""Likewise if the rows times the distance of the area from 0 or 1 are fewer: these few rows determine the variance."""
 
 
 def compute_auc_intervals(
     targets: np.ndarray, probabilities: np.ndarray, level: float = 0.95
 ) -> tuple[list[tuple[float, float]], tuple[float, float]]:
-    """Return intervals of each class's area under the ROC curve and of their mean.
+    """Return intervals of each class's area under the ROC curve and of the mean area.
 
-    The variance is DeLong's, from the placement of each row among the rows of the other side; that of
-    the mean uses each row's summed share in all classes, so that the correlation of the classes counts.
-    The interval is symmetric on the logit scale, which keeps it within 0..1.
+    The variance is DeLong's, computed from the rank of each row among the rows of the other side. The variance of the
+    mean sums each row's contributions over the classes, so it includes the correlation between classes. The interval is
+    symmetric on the logit scale, which keeps it within 0..1.
 
-    DeLong's variance misses the few rows with a low score that decide it: with 15 rows of Disgust and an area of 0.98
-    its interval covers 85 %, with 900 rows and an area above 0.999 91 %. Below 100 rows on a side, and where fewer than
-    5 rows are misplaced in effect (rows times the distance of the area from 0 or 1), the interval is therefore extended
-    to those areas that a test with Hanley and McNeil's variance does not reject, which are all of it at an area of
-    exactly 0 or 1 and with a single row on a side, where DeLong's variance vanishes. The mean has Student's quantile
-    for the number of rows of the smallest class (10 or more).
+    DeLong's variance is often too small, because a sample misses the few low-scoring rows that determine it: with 15
+    rows of Disgust and an area of 0.98 the interval covers 85 %, with 900 rows and an area above 0.999 it covers 91 %.
+    With fewer than 100 rows of the class or of the rest, or fewer than 5 effectively misplaced rows (rows times the
+    distance of the area from 0 or 1), the interval is therefore extended to all areas that a test with Hanley and
+    McNeil's variance does not reject. Only these are used if the area is exactly 0 or 1 or a side has a single row,
+    where DeLong's variance vanishes. The mean has Student's quantile for the smallest class's rows (10 or more).
 
     Args:
         targets: int [N].
         probabilities: float [N, C].
 
     Returns:
-        [(low, high) of each class], (low, high) of the macro average. NaN where a class has no area.
+        [(low, high) of each class], (low, high) of the macro average. NaN for a class whose area is undefined.
 
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837; Sun & Xu, IEEE Signal Process.
     Lett. 21 (2014) 1389; Pepe, The Statistical Evaluation of Medical Tests (2003), 5.2; Newcombe,
@@ -159,7 +159,7 @@ def compute_auc_intervals(
 
 
 def _compute_auc_interval(area: float, share: np.ndarray, counts: tuple[int, int], level: float) -> tuple[float, float]:
-    """Return the interval of one class (counts: rows of the class and of the rest)."""
+    """Return the interval of one class; `counts` are the numbers of rows of the class and of the rest."""
     fewest, of_delong = min(counts), None
     if fewest >= 2 and 0.0 < area < 1.0:
         of_delong = _logit_interval(area, float(np.sum(share**2)), level)
@@ -170,7 +170,7 @@ def _compute_auc_interval(area: float, share: np.ndarray, counts: tuple[int, int
 
 
 def _compute_auc_shares(is_target: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the area and each row's deviation whose squares sum to DeLong's variance of it (float64 [N])."""
+    """Return the area and each row's deviation (float64 [N]); the squared deviations sum to DeLong's variance."""
     positives = int(is_target.sum())
     negatives = len(is_target) - positives
     ranks = compute_midranks(scores)
@@ -190,7 +190,7 @@ def _logit_interval(value: float, variance: float, level: float) -> tuple[float,
 
 
 def _invert_hanley_mcneil(area: float, counts: tuple[int, int], level: float) -> tuple[float, float]:
-    """Return the smallest and largest area from which `area` is within z standard errors."""
+    """Return the smallest and largest true area that has the observed `area` within z of its standard errors."""
     z, even = compute_quantile(level), sum(counts) / 2 - 1
 
     def is_within(candidate: float) -> bool:
@@ -203,22 +203,21 @@ def _invert_hanley_mcneil(area: float, counts: tuple[int, int], level: float) ->
 def compute_average_precision_intervals(
     targets: np.ndarray, probabilities: np.ndarray, level: float = 0.95
 ) -> tuple[list[tuple[float, float]], tuple[float, float]]:
-    """Return intervals of each class's average precision and of their mean over the classes that have rows.
+    """Return intervals of each class's average precision and of the mean over the classes that have rows.
 
-    The variance is the infinitesimal jackknife's, the sum of the squared effects of the rows' weights; the share of
-    the class among the images is random, too. The interval of a class is Wilson's with as many trials as would give
-    this variance, but with no more than the class has rows: with few rows the variance is too small, because the
-    ranks at which they were found are taken for the ranks of all. That of the mean combines the classes' limits with
-    the correlations of the classes (MOVER). The estimate is too high, since each row of the class counts among those
-    at or above its own score, by an amount that adds up over the classes. Lower limits are therefore lowered by what
-    this count adds.
+    The variance is that of the infinitesimal jackknife, the sum of the squared effects of the rows' weights, with the
+    prevalence of the class treated as random. The interval of a class is Wilson's with the number of trials that would
+    give this variance, but at most the number of rows of the class: with few rows the variance is too small, because it
+    treats their observed ranks as those of the population. The interval of the mean combines the classes' limits with
+    their correlations (MOVER). Average precision is biased upward, since each row of the class counts among the rows at
+    or above its own score; this bias, which does not average out over the classes, is subtracted from the lower limits.
 
     Args:
         targets: int [N].
         probabilities: float [N, C].
 
     Returns:
-        [(low, high) of each class], (low, high) of the macro average. NaN where a class has no rows.
+        [(low, high) of each class], (low, high) of the macro average. NaN for a class without rows.
 
     Source: Efron, J. R. Stat. Soc. B 54 (1992) 83; Boyd, Eng & Page, "Area under the precision-recall
     curve: point estimates and confidence intervals" (ECML PKDD 2013), on the logit and binomial intervals.
@@ -248,9 +247,9 @@ def compute_average_precision_intervals(
 
 
 def _compute_precision_bias(is_target: np.ndarray, scores: np.ndarray) -> float:
-    """Return how much lower the average precision is if no row counts at its own threshold.
+    """Return how much lower the average precision is if each row is excluded from the counts at its own score.
 
-    The topmost row has no other at its threshold, and keeps its own.
+    A row that ranks alone at the top has no other row at or above its score, so its precision stays 1.
     """
     found, true_positives, passed, _ = count_ranked(is_target, scores)
     others = np.where(passed > 1, (true_positives - 1) / np.maximum(passed - 1, 1), 1.0)
@@ -258,9 +257,9 @@ def _compute_precision_bias(is_target: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _compute_precision_effects(is_target: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the average precision and its derivative by the weight of each row (float64 [N], sums to 0).
+    """Return the average precision and its derivative with respect to each row's weight (float64 [N], sums to 0).
 
-    A row counts at its own threshold, in the precision at each lower one, and among the rows of the class.
+    A row contributes at its own score, to the precision at each lower score, and to the number of rows of the class.
     """
     found, true_positives, passed, position = count_ranked(is_target, scores)
     precision = true_positives / passed

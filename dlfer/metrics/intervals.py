@@ -1,13 +1,13 @@
-"""Confidence intervals of proportions, means, and all that a confusion matrix gives, as closed forms.
+"""Closed-form confidence intervals of proportions, of means, and of all metrics of a confusion matrix.
 
-Every interval that is called 95 % contains the true value in at least 93 % of simulated test sets, or it is not
-given and the reason is (`benchmarks/coverage.py`; the table is in results/coverage/). Intervals of areas under curves
-are in `curves`.
+Every nominal 95 % interval contains the true value in at least 93 % of simulated test sets; where it would not, no
+interval is given but the reason (`benchmarks/coverage.py`; the table is in results/coverage/). Intervals of areas under
+curves are in `curves`.
 
-Images are taken as drawn independently, so that the number of images of each class is random. Per class the intervals
-are Wilson's (given the number of images with this target or this prediction, the right ones are binomial), averages
-combine the limits of the classes (MOVER), and the others have Wilson's interval with the effective number of images of
-their delta-method variance. A class that is the target of no image is left out, as in the values.
+Images are assumed to be drawn independently, so the number of images of each class is random. Intervals per class are
+Wilson's (given the number of images with this target or this prediction, the number of correct ones is binomial).
+Averages combine the limits of the classes (MOVER). The others use Wilson's interval with the effective number of images
+of their delta-method variance. A class that is the target of no image is excluded, as it is from the values.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ UNDEFINED: Interval = (float("nan"), float("nan"))
 
 
 def compute_quantile(level: float) -> float:
-    """Return z such that a standard normal lies within -z..z with probability `level` (0.95: 1.96)."""
+    """Return z such that a standard normal variable is in -z..z with probability `level` (0.95: z = 1.96)."""
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 def find_limit(is_within: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Return the last value of an interval from a value inside towards one outside, by bisection."""
+    """Return the limit of an interval between a value inside it and a value outside it, by bisection."""
     for _ in range(60):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if is_within(middle) else (inside, middle)
@@ -38,9 +38,9 @@ def find_limit(is_within: Callable[[float], bool], inside: float, outside: float
 
 
 def widen_level(level: float, degrees: int) -> float:
-    """Return the level at which the normal quantile is Student's of `level` with as many degrees of freedom.
+    """Return the level whose normal quantile equals Student's quantile for `level` with `degrees` degrees of freedom.
 
-    It carries the uncertainty of an estimated variance into an interval that takes a level.
+    It lets an interval that takes a level account for the uncertainty of an estimated variance.
     """
     from scipy.special import ndtr, stdtrit
 
@@ -50,15 +50,15 @@ def widen_level(level: float, degrees: int) -> float:
 def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, with the modified limits of Brown, Cai and DasGupta.
 
-    It covers well for small n and near 0 and 1, where value +- 1.96 standard errors does not. For one to three
-    successes Wilson's lower limit is too high (a true proportion of 0.18 / n is missed in 16 % of samples): there it
-    is the smallest rate whose Poisson distribution gives as many with probability 1 - level. The upper limit for one
-    to three failures is modified in the same way.
+    It has good coverage for small n and near 0 and 1, where value +- 1.96 standard errors does not. For one to three
+    successes (one or two if n <= 50) Wilson's lower limit is too high: a true proportion of 0.18 / n is missed in 16 %
+    of samples. There the limit is the rate at which a Poisson variable reaches as many with probability 1 - level,
+    divided by n. The upper limit for as few failures is modified in the same way.
 
     Args:
         successes: 0..n.
         n: number of trials; 0 gives (NaN, NaN).
-        level: the probability of covering, e.g. 0.95.
+        level: the nominal coverage, e.g. 0.95.
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927) 209; Brown, Cai & DasGupta, Stat. Sci. 16 (2001) 101, section 4.1.1.
     """
@@ -66,7 +66,7 @@ def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> 
         return UNDEFINED
     low, high = _compute_score_limits(successes / n, n, compute_quantile(level))
     failures, few = n - successes, 2 if n <= 50 else 3
-    # At the ends the bound is exactly 0 or 1; rounding must not put it 1e-17 beside the value.
+    # The limits at the ends are exactly 0 and 1; rounding must not move them by 1e-17.
     low = 0.0 if successes == 0 else low
     high = 1.0 if failures == 0 else high
     if 0 < successes <= few:
@@ -88,20 +88,21 @@ _ROUNDING = 1e-12
 def compute_effective_interval(
     value: float, variance: float, n: float, level: float = 0.95, *, degrees: int | None = None
 ) -> Interval:
-    """Return Wilson's interval of an estimate in 0..1 with as many trials as would give its variance.
+    """Return Wilson's interval of an estimate, using the number of trials that would give its variance.
 
     Args:
-        variance: of the estimate, as the delta method gives it.
-        n: number of trials where the variance vanishes or the value is 0 or 1.
-        degrees: of freedom of the variance, at least 1; Student's quantile takes the place of the normal one. None: the
-            variance is taken as known.
+        value: the estimate, in 0..1.
+        variance: of the estimate, e.g. by the delta method.
+        n: number of trials to use if the variance is 0 or the value is 0 or 1.
+        degrees: degrees of freedom of the variance, at least 1, for Student's quantile. None: the variance is treated
+            as known, and the normal quantile is used.
 
     Source: Kish, Survey Sampling (1965), 8.2 (effective sample size); Franco et al., J. Surv. Stat. Methodol. 7
     (2019) 334, on Wilson's interval with it.
     """
     from scipy.special import stdtrit
 
-    # Where rounding makes 1e-17 of 0, the effective number of trials would be as small.
+    # A value that rounding made 1e-17 instead of 0 would give an effective number of trials that is just as small.
     if variance > 0 and _ROUNDING < value < 1 - _ROUNDING:
         n = value * (1 - value) / variance
     elif degrees is None:
@@ -126,10 +127,10 @@ def _compute_poisson_limit(count: float, level: float) -> float:
 
 
 def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> Interval:
-    """Return an interval of one class's F1 from its counts of hits (TP) and misses (FP + FN).
+    """Return an interval of one class's F1 from its numbers of hits (TP) and misses (FP + FN).
 
-    TP / (TP + FP + FN) is a proportion J, and F1 = 2 J / (1 + J) rises with it, so Wilson's bounds of J turn into
-    bounds of F1.
+    J = TP / (TP + FP + FN) is a proportion, and F1 = 2 J / (1 + J) increases with it, so Wilson's limits of J transform
+    into limits of F1.
 
     Source: Lam, Gopal & Qian, "Confidence Intervals for the F1 Score" (2023), the indirect Wilson method.
     """
@@ -140,12 +141,11 @@ def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> Interval
 def compute_mover_interval(
     values: np.ndarray, limits: np.ndarray, weights: np.ndarray, correlations: np.ndarray
 ) -> Interval:
-    """Return the interval of a weighted sum of estimates from the interval of each one.
+    """Return the interval of a weighted sum of estimates from the intervals of the estimates.
 
-    The distance from the sum to its limit is the root of the summed squares of the weighted distances from each
-    estimate to its own limit, with their correlations (the method of variance estimates recovery, MOVER). Intervals
-    of the estimates that are asymmetric, or that do not vanish where the estimated variance does, keep these
-    properties in the sum.
+    The weighted distances from the estimates to their limits are combined like standard errors, with the correlations
+    of the estimates (method of variance estimates recovery, MOVER). Unlike a normal approximation, the result preserves
+    the asymmetry of the intervals, and their width where an estimated variance is 0.
 
     Args:
         values: float [K], the estimates.
@@ -162,13 +162,13 @@ def compute_mover_interval(
 
 
 def compute_mean(values: np.ndarray) -> dict[str, float]:
-    """Return {"value", "low", "high"}: the mean of losses (float [N], at least 0) with `compute_skew_interval`."""
+    """Return {"value", "low", "high"} of the mean of losses (float [N], at least 0), by `compute_skew_interval`."""
     low, high = compute_skew_interval(values)
     return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def compute_mean_interval(values: np.ndarray, level: float = 0.95, *, smallest: float = -np.inf) -> Interval:
-    """Return Student's interval of the mean of `values` (float [N]), cut at `smallest`; NaN for fewer than two."""
+    """Return Student's interval of the mean of `values` (float [N]), with low at least `smallest`; NaN if N < 2."""
     if len(values) < 2:
         return UNDEFINED
     from scipy.special import stdtrit
@@ -178,17 +178,17 @@ def compute_mean_interval(values: np.ndarray, level: float = 0.95, *, smallest: 
 
 
 def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """Return an interval of the mean of non-negative values whose distribution has a long tail, such as losses.
+    """Return an interval of the mean of non-negative values with a long-tailed distribution, such as losses.
 
-    Student's interval is taken on the scale of Hall's cubic transformation, which removes the skewness of the mean.
-    At an accuracy of 95 % and 150 images Student's own covers 88 % for the log-loss, this one 96 %.
+    It is Student's interval on the scale of Hall's cubic transformation, which removes the skewness of the mean. For
+    the log loss at an accuracy of 95 % and 150 images, the untransformed interval covers 88 %, this one 96 %.
 
     Args:
         values: float [N], at least 0.
 
     Returns:
-        (low, high) with the mean within, low at least 0; NaN for fewer than two values, and where all are equal: how
-        far others may lie from them is not known then.
+        (low, high) around the mean, with low at least 0; NaN for fewer than two values or if all values are equal,
+        since the variance is then unknown.
 
     Source: Hall, J. R. Stat. Soc. B 54 (1992) 221.
     """
@@ -212,9 +212,9 @@ PER_CLASS = ("precision", "recall", "f1", "specificity", "one_vs_rest_accuracy")
 
 
 def compute_class_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, list[Interval]]:
-    """Return metric -> interval of each class, for the metrics of PER_CLASS, from a confusion matrix int [C, C].
+    """Return metric -> interval of each class, for the metrics in PER_CLASS, from a confusion matrix (int [C, C]).
 
-    (NaN, NaN) where the metric is undefined, and for the precision of a class that was never predicted.
+    The interval is (NaN, NaN) if the metric is undefined, and for the precision of a class that was never predicted.
     """
     support, predicted, total = mt.compute_support(confusion), confusion.sum(axis=0), int(confusion.sum())
     intervals: dict[str, list[Interval]] = {name: [] for name in PER_CLASS}
@@ -235,12 +235,12 @@ def compute_class_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[
 
 
 def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, Interval]:
-    """Return metric -> interval, for each metric over all classes that a confusion matrix (int [C, C]) gives.
+    """Return metric -> interval, for each metric over all classes of a confusion matrix (int [C, C]).
 
     These are accuracy, weighted_recall (the same), macro_recall, balanced_accuracy (the same), macro_precision,
     macro_specificity, macro_f1, weighted_precision, weighted_f1, one_vs_rest_accuracy, mcc, cohen_kappa and
-    emotion_detection_rate; (NaN, NaN) where there is none: MCC and kappa where all targets or all predictions are one
-    class, specificity where all targets are.
+    emotion_detection_rate. MCC and kappa have (NaN, NaN) if all targets or all predictions are one class, specificity
+    if all targets are one class.
     """
     total, hits = int(confusion.sum()), int(np.trace(confusion))
     accuracy = compute_wilson_interval(hits, total, level)
@@ -248,7 +248,7 @@ def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dic
     macros = {name: _compute_macro(name, confusion, per_class[name]) for name in ("recall", "precision", "f1")}
     macros["specificity"] = _compute_macro_specificity(confusion, level)
     if len(confusion) == 2 and (mt.compute_support(confusion) > 0).all():
-        macros["specificity"] = macros["recall"]  # which it is: each class's is the recall of the other
+        macros["specificity"] = macros["recall"]  # the specificity of each class is the recall of the other
     one_vs_rest = tuple(max(0.0, 1 - 2 * (1 - limit) / len(confusion)) for limit in accuracy)
     return {
         "accuracy": accuracy,
@@ -264,12 +264,12 @@ def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dic
 
 
 def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> Interval:
-    """Return an interval of the share of classes whose most frequent prediction is right.
+    """Return an interval of the fraction of classes whose most frequent prediction is correct.
 
-    A class counts as certainly detected where its own label is significantly more frequent than each other one among
-    its images, and as certainly not detected where some other label is significantly more frequent than its own (exact
-    sign tests, Bonferroni's correction over classes and labels). The limits count the classes that are certainly
-    detected, and those that are not certainly undetected; they err on the wide side.
+    A class is significantly detected if its own label is predicted significantly more often for its images than every
+    other label, and significantly undetected if some other label is predicted significantly more often than its own
+    (exact sign tests, Bonferroni's correction over classes and, for undetected, labels). The lower limit counts classes
+    that are significantly detected, the upper one those not significantly undetected; the interval is conservative.
     """
     from scipy.special import bdtrc
 
@@ -278,7 +278,7 @@ def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> In
     detected = undetected = 0
     for c in present:
         hits, others = confusion[c, c], np.delete(confusion[c], c)
-        # The probability that at least so many of both are the one, each with chance 1/2.
+        # One-sided sign tests: the probability of at least so many of the one label among both, at a chance of 1/2.
         more, fewer = bdtrc(hits - 1, hits + others, 0.5), bdtrc(others - 1, hits + others, 0.5)
         detected += bool((more <= alpha).all()) if len(others) else bool(hits)
         undetected += bool((fewer <= alpha / max(len(others), 1)).any())
@@ -286,7 +286,7 @@ def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> In
 
 
 _RATIOS = {
-    # metric -> what is counted and out of what, as weights of the cells [C, C, C] of each class's confusion
+    # metric -> (numerator, denominator), as weights of the cells of the confusion matrix for each class, [C, C, C]
     "recall": lambda own, target, given: (own, target),
     "precision": lambda own, target, given: (own, given),
     "specificity": lambda own, target, given: ((1 - target) * (1 - given), 1 - target),
@@ -302,9 +302,9 @@ _VALUES = {
 
 
 def _compute_ratio_effects(name: str, confusion: np.ndarray) -> np.ndarray:
-    """Return the derivative of each class's metric by each cell of the confusion matrix (float64 [C, C, C]).
+    """Return the derivative of each class's metric with respect to each cell of the matrix (float64 [C, C, C]).
 
-    The metrics are ratios of sums of cells, A / B, so that the derivative is (a - A / B b) / B. It is 0 where B is.
+    The metrics are ratios A / B of sums of cells, so the derivative is (a - A / B b) / B; it is 0 if B is 0.
     """
     number = np.arange(len(confusion))
     target = np.broadcast_to((number[:, None] == number)[:, :, None], (len(number),) * 3).astype(np.float64)
@@ -316,16 +316,16 @@ def _compute_ratio_effects(name: str, confusion: np.ndarray) -> np.ndarray:
 
 
 def _compute_macro(name: str, confusion: np.ndarray, intervals: list[Interval]) -> Interval:
-    """Combine the limits of the classes that have rows, with the correlations that the delta method gives.
+    """Combine the limits of the classes that have rows, with correlations by the delta method.
 
-    Recalls are uncorrelated (given the number of images of each class), and so are precisions. F1 is not: an error
-    counts in two classes.
+    Recalls are uncorrelated given the number of images of each class, and so are precisions. The F1 values are
+    correlated, since each error counts in two classes.
     """
     values, limits = _VALUES[name](confusion), np.array(intervals)
     counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
     if not counted.any():
         return UNDEFINED
-    # The precision of a class that was never predicted counts as 0, and may be anything.
+    # The precision of a class that was never predicted counts as 0, but its true value may be anything in 0..1.
     limits = np.where(np.isnan(limits), [0.0, 1.0], limits)[counted]
     effects = _compute_ratio_effects(name, confusion)[counted]
     covariances = np.einsum("ij,cij,dij->cd", confusion, effects, effects)
@@ -339,9 +339,9 @@ def _compute_macro(name: str, confusion: np.ndarray, intervals: list[Interval]) 
 
 
 def _compute_macro_specificity(confusion: np.ndarray, level: float) -> Interval:
-    """Return Wilson's interval with the effective number of images.
+    """Return Wilson's interval of macro specificity with the effective number of images.
 
-    The classes share their few errors, so that their limits combined do not cover (91 % at an accuracy of 95 %).
+    The classes share the same few errors, so combining their limits covers too little (91 % at an accuracy of 95 %).
     """
     values = mt.compute_specificity(confusion)
     counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
@@ -356,7 +356,7 @@ def _compute_macro_specificity(confusion: np.ndarray, level: float) -> Interval:
 def _compute_weighted(name: str, confusion: np.ndarray, level: float) -> Interval:
     values, support = np.nan_to_num(_VALUES[name](confusion)), mt.compute_support(confusion)
     value = float(mt.compute_weighted(_VALUES[name](confusion), confusion))
-    # By the weights, which are random, and by the metric of each class.
+    # The first part is the effect on the weights, which are random, the second that on the metric of each class.
     effects = values[:, None] - value + np.einsum("c,cij->ij", support, _compute_ratio_effects(name, confusion))
     return compute_effective_interval(value, _compute_variance(effects, confusion), int(confusion.sum()), level)
 
@@ -364,8 +364,8 @@ def _compute_weighted(name: str, confusion: np.ndarray, level: float) -> Interva
 def _compute_agreement(confusion: np.ndarray, level: float) -> dict[str, Interval]:
     """Return the intervals of MCC and kappa.
 
-    1 - (1 - m) (1 - chance) is the accuracy with kappa as m, and close to it with MCC. It has Wilson's interval with
-    its effective number of images, and the limits are carried back, so that they hold where no image is wrong, too.
+    1 - (1 - m) (1 - chance) equals the accuracy if m is kappa, and is close to it if m is MCC. Wilson's interval of
+    this quantity, with its effective number of images, is transformed back, so it is valid even if no image is wrong.
     """
     shares = confusion / confusion.sum()
     target, given, right = shares.sum(axis=1), shares.sum(axis=0), float(np.trace(shares))
@@ -395,6 +395,6 @@ def _compute_agreement(confusion: np.ndarray, level: float) -> dict[str, Interva
 
 
 def _compute_variance(effects: np.ndarray, confusion: np.ndarray) -> float:
-    """Return the variance of a metric from what an image of each cell adds to n times the metric (mean 0)."""
+    """Return the variance of a metric from the effect of an image in each cell on n times the metric (mean 0)."""
     n = int(confusion.sum())
     return float((confusion * effects**2).sum()) / n / max(n - 1, 1)

@@ -1,4 +1,4 @@
-"""Whether a training learned anything: an arm that did not supports no conclusion about what it lacks."""
+"""Detection of trainings that learned nothing, since no conclusion can be drawn from comparisons with them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlfer.runs.comparison_record import ArmPair
 from dlfer.runs.files import read_rows
 
 ODDS_RATIO = 1.5
-"""The odds of being right must be at least this many times those of always answering the largest class."""
+"""The odds of a correct prediction must be at least this many times those of always predicting the largest class."""
 
 LOSS_FRACTION = 0.98
-"""A loss above this fraction of ln(C), the loss of answering 1/C for every class, has not left its start."""
+"""A loss above this fraction of ln(C), the loss of predicting 1/C for every class, counts as not having decreased."""
 
 DID_NOT_LEARN = "The training did not learn"
-"""How the warning of a run begins."""
+"""The first words of a run's warning."""
 
 _MOST_REASONS = 6
 
@@ -33,19 +33,19 @@ _HINT = (
 
 
 def describe_no_conclusion(names: Sequence[str], reasons: Sequence[str]) -> str:
-    """Return the sentence that takes the place of a verdict, e.g. "No conclusion about a and b, since ...".
+    """Return the sentence that replaces a verdict, e.g. "No conclusion about a and b, since ...".
 
     Args:
-        names: what was to be compared.
+        names: the recipes or models that were to be compared.
         reasons: "<training>: <clause of find_learning_failure>" for each training that did not learn.
     """
     return f"No conclusion about {' and '.join(names)}, since training did not learn: {'; '.join(reasons)}. {_HINT}"
 
 
 def list_verdicts(pairs: Sequence[ArmPair]) -> list[tuple[str, bool]]:
-    """Return the sentence of each pair of a table, and whether it says that there is no conclusion.
+    """Return the sentence of each compared pair, and whether it states that no conclusion is possible.
 
-    Where several pairs support no conclusion, one sentence is about all of them and names each training once.
+    Two or more pairs without a conclusion share one sentence, which comes first and names each failed training once.
     """
     failed = [pair for pair in pairs if pair.not_learned]
     if len(failed) < 2:
@@ -62,17 +62,17 @@ def list_verdicts(pairs: Sequence[ArmPair]) -> list[tuple[str, bool]]:
 def find_learning_failure(
     train: Predictions | None, history: Sequence[Mapping[str, str]] = (), *, num_classes: int | None = None
 ) -> str | None:
-    """Return why a training is taken not to have learned, as a clause about the arm; None where it learned.
+    """Return why a training is considered not to have learned, as a clause about it; None if it learned.
 
-    Two signs are looked at on training images: the accuracy is not clearly above the share of the largest class (the
-    lower end of its 95 % interval has less than 1.5 times the odds of that class; at 25 % that is 33 %), or the mean of
-    -ln p(target) is above 98 % of ln(C). Where a run has no predictions on training images, the last loss of its
-    history takes their place.
+    Two criteria are applied to predictions on training images: the accuracy is not clearly above the share of the
+    largest class (the lower end of its 95 % interval has less than 1.5 times the odds of that class; if its share is 25
+    %, this is below 33 %), or the mean of -ln p(target) is above 98 % of ln(C). Without such predictions, the last
+    training loss in the history is used instead.
 
     Args:
-        train: predictions of the finished model on training images, C classes; None where there are none.
+        train: predictions of the finished model on training images with C classes, or None.
         history: rows of history.csv with "epoch" and "train_loss" of a categorical cross-entropy; used without `train`.
-        num_classes: C, for the history.
+        num_classes: C, needed with `history`.
 
     Example:
         >>> find_learning_failure(read_predictions(run / "predictions" / "train.npz"))
@@ -91,10 +91,10 @@ def find_learning_failure(
 
 
 def find_run_failure(run: Path) -> str | None:
-    """Return why the training in a run directory is taken not to have learned; None where it learned or cannot be judged.
+    """Return why the training of a run is considered not to have learned; None if it learned or cannot be judged.
 
     Args:
-        run: a finished run, with predictions/train.npz, or else finetune/history.csv and predictions of another split.
+        run: a finished run with predictions/train.npz, or else finetune/history.csv and predictions on another split.
     """
     folder = run / "predictions"
     if (folder / "train.npz").is_file():
@@ -112,7 +112,7 @@ def _judge_predictions(train: Predictions) -> str | None:
     largest = int(counts.argmax())
     share = counts[largest] / n
     low, high = compute_wilson_interval(hits, n)
-    # As a product, since a share of 1 has no odds.
+    # The odds are compared as products, since the odds of a share of 1 are infinite.
     if low * (1 - share) < ODDS_RATIO * share * (1 - low):
         return (
             f"its accuracy on {n:,} training images is {100 * hits / n:.1f} % (95 % interval {100 * low:.1f} to "

@@ -1,7 +1,7 @@
-"""Whether two classifiers differ, judged on the very same images.
+"""Paired comparison of two classifiers on the same images.
 
-Two models tend to be right and wrong on the same images, so that their difference is known better than
-either accuracy: all of it stands in the images that one gets right and the other wrong.
+Two models tend to be right and wrong on the same images, so their difference can be estimated more precisely than
+either accuracy: it depends only on the discordant images, which one model gets right and the other wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.metrics_record import Estimate
 
 FEW_DISCORDANT = 25
-"""Below this many discordant images McNemar's test is exact, from it on chi-square with continuity correction."""
+"""With fewer discordant images McNemar's test is exact, otherwise chi-square with continuity correction."""
 
 WELCH = "Welch's t test over seeds and images"
 EXACT, CHI_SQUARE = "McNemar's exact test", "McNemar's chi-square test with continuity correction"
@@ -32,12 +32,12 @@ def compare_paired(
     """Compare the accuracies of two classifiers on the same images.
 
     Args:
-        a: the predictions of one; its rows may stand in another order than those of b.
-        b: the predictions of the other.
-        names: what the two are called in the sentence.
+        a: the predictions of the first classifier; the order of rows may differ from that of b.
+        b: the predictions of the second classifier.
+        names: the names of the two in the result.
 
     Raises:
-        DataError: the two are not about the same images, or disagree about a target.
+        DataError: the two have different images, or an image has different targets.
 
     Source: interval: Tango, Stat. Med. 17 (1998) 891; test: McNemar, Psychometrika 12 (1947) 153.
     """
@@ -71,22 +71,22 @@ def compare_seeds(
     names: tuple[str, str] = ("a", "b"),
     level: float = 0.95,
 ) -> PairedTest:
-    """Compare two recipes over several trainings of each, all judged on the same images.
+    """Compare two recipes over several trainings of each, all evaluated on the same images.
 
-    With two seeds or more the result is a statement about the recipes: seeds and images are random effects, the
-    quantile is Student's with Satterthwaite's degrees of freedom (`dlfer.metrics.seeds.compare_recipes`). One
-    seed supports a statement about the two trained models only, and "scope" says so.
+    With two seeds or more the result is about the recipes: seeds and images are random effects, and the quantile is
+    Student's with Satterthwaite's degrees of freedom (`dlfer.metrics.seeds.compare_recipes`). With one seed it is only
+    about the two trained models, as "scope" says.
 
     Args:
-        pairs: one (a, b) of predictions for each seed.
-        names: what the two recipes are called.
+        pairs: one pair of predictions (a, b) per seed.
+        names: the names of the two recipes.
 
     Returns:
         For a single pair the result of `compare_paired` with the scope "models". For several the scope is "recipes",
-        the four counts are None, and `required_n` is the number of images with as many seeds.
+        the four counts are None, and `required_n` is the number of images needed with the same number of seeds.
 
     Raises:
-        DataError: no pair was given, or the pairs are not all about the same images.
+        DataError: there is no pair, or the pairs do not all have the same images.
     """
     if not pairs:
         raise DataError("compare_seeds: found no pair of predictions, expected one for each seed.")
@@ -101,7 +101,7 @@ def compare_seeds(
     compared = compare_recipes(correct_a, correct_b)
     low, high = compared.compute_interval(level)
     p_value = compared.compute_p_value()
-    if np.array_equal(correct_a, correct_b):  # no image tells anything: the interval of one pair
+    if np.array_equal(correct_a, correct_b):  # there are no discordant images: use the interval of one pair
         low, high = compute_tango_interval(0, 0, correct_a.shape[1], level=level)
         p_value = 1.0
     is_significant = low > 0 or high < 0
@@ -130,10 +130,10 @@ def compare_seeds(
 
 
 def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether a and b are right on each image of a (bool [N], bool [N]), matched by id.
+    """Return whether a and b are right on each image (bool [N], bool [N]), in the order of a, matched by id.
 
     Raises:
-        DataError: the ids differ, or an image has two targets.
+        DataError: the ids differ, or an image has different targets.
     """
     order_a, order_b = np.argsort(a.ids), np.argsort(b.ids)
     if not np.array_equal(a.ids[order_a], b.ids[order_b]):
@@ -157,13 +157,13 @@ def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarra
 
 
 def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
-    """Return the name of McNemar's test that was used and its two-sided p value.
+    """Return the name of the variant of McNemar's test that was used, and its two-sided p value.
 
-    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact binomial test; else
-    chi-square with continuity correction, which is never far from it.
+    If the accuracies are equal, each discordant image favours either model with probability 1/2. With fewer than 25 of
+    them the exact binomial test is used, otherwise chi-square with continuity correction, which approximates it well.
 
     Source: McNemar, Psychometrika 12 (1947) 153; the correction: Edwards, Psychometrika 13 (1948) 185,
-    without an exception for equal counts, as statsmodels has it.
+    without an exception for equal counts, as in statsmodels.
     """
     n, fewer = a_only + b_only, min(a_only, b_only)
     if n >= FEW_DISCORDANT:
@@ -176,11 +176,11 @@ def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
 def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Return Tango's score interval of the difference of two paired proportions, (low, high) in -1..1.
 
-    It holds all differences D that the score test does not reject, so that it excludes 0 where McNemar's
-    statistic (without continuity correction) does, and has a width also where no image is discordant.
+    It contains all differences that the score test does not reject. It therefore excludes 0 exactly if McNemar's test
+    without continuity correction is significant, and its width is positive even if no image is discordant.
 
     Args:
-        a_only, b_only: numbers of images that only a, or only b, has right.
+        a_only, b_only: numbers of images that only a, or only b, gets right.
         n: number of all images, at least 1.
 
     Source: Tango, Stat. Med. 17 (1998) 891, equation 8 and appendix.
@@ -198,18 +198,18 @@ def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0
 
 
 def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:
-    """Return how many images McNemar's test needs to tell such a difference apart: power 80 %, two-sided 5 %.
+    """Return how many images McNemar's two-sided test needs to detect such a difference with a power of 80 %.
 
-    They have at least as many discordant images as the exact test needs, below which no result is significant.
+    Among them are at least as many discordant images as the exact test needs to be able to give a significant result.
 
     Args:
-        difference: of the accuracies, as a fraction; 0 gives None, for no number of images is enough.
-        discordance: the fraction of images that one has right and the other wrong; over several seeds the
-            mean square of an image's difference, which is the same for one.
-        level: 1 - the size of the test.
+        difference: of the accuracies, as a fraction; 0 gives None, since no number of images is enough.
+        discordance: the fraction of images that one gets right and the other wrong; over several seeds the mean square
+            of an image's difference, which for one seed is the same.
+        level: 1 - the significance level of the test.
 
     Raises:
-        DataError: the difference is larger than the discordance, or one is no fraction.
+        DataError: the square of the difference exceeds the discordance, or the discordance is not in 0..1.
 
     Source: Connor, Biometrics 43 (1987) 207, the unconditional formula after Miettinen, Biometrics 24
     (1968) 339.
@@ -228,16 +228,16 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
     z_size, z_power = compute_quantile(level), NormalDist().inv_cdf(POWER)
     rest = math.sqrt(max(discordance - difference**2, 0.0))
     by_formula = math.ceil(((z_size * math.sqrt(discordance) + z_power * rest) / difference) ** 2)
-    # All k discordant images on one side have p = 2 / 2^k, the least that there is.
+    # The smallest p value of k discordant images, 2 / 2^k, results if all of them favour the same model.
     least = math.floor(math.log2(2 / (1 - level))) + 1
     return max(by_formula, math.ceil(least / discordance - 1e-9))
 
 
 def describe_difference(result: PairedTest) -> str:
-    """Say in one or two sentences what a result of `compare_paired`, `compare_seeds` or `compare_folds` allows to conclude.
+    """Return sentences that interpret a result of `compare_paired`, `compare_seeds` or `compare_folds`.
 
-    Where the result is one of several pairs, Holm's p value decides. A result over one seed (its scope is "models")
-    says that it is about two trained models and not about the recipes.
+    For one of several pairs Holm's p value decides. The text for one seed (scope "models") states that the result is
+    about two trained models and not about the recipes.
 
     Example:
         >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))
@@ -269,7 +269,7 @@ def describe_difference(result: PairedTest) -> str:
 
 
 def _describe_more(result: PairedTest) -> str:
-    """Say what would be needed to detect a difference as large as the observed one; "" where it was detected."""
+    """Return the clause on what it would take to detect a difference as large as the observed one, or ""."""
     if result.is_significant:
         return ""
     assumed = f"for a power of {POWER:.0%}, if the true difference is the observed one".replace("%", " %")
@@ -278,7 +278,7 @@ def _describe_more(result: PairedTest) -> str:
         if needed is None or needed <= result.n:
             return ""
         return f"; about {_round_up(needed):,} images would be needed {assumed}"
-    if result.more is None:  # significant alone, but not among the pairs of Holm's correction
+    if result.more is None:  # significant on its own, but not after Holm's correction
         return ""
     more, ways = result.more, []
     if more.seeds is not None:
@@ -298,11 +298,11 @@ def _describe_more(result: PairedTest) -> str:
 
 
 def _describe_conflict(result: PairedTest) -> str:
-    """Say why there is no significant difference where the interval excludes 0; "" where it does not."""
+    """Return the clause on why a difference is not significant although its interval excludes 0, or ""."""
     low, high = result.difference.low, result.difference.high
     if result.is_significant or result.p_value is None or low is None or high is None or low <= 0 <= high:
         return ""
-    if result.p_value < 1 - result.level:  # significant alone, but not among the pairs of Holm's correction
+    if result.p_value < 1 - result.level:  # significant on its own, but not after Holm's correction
         return "; the interval is of this pair alone and excludes 0, but p by Holm decides" if result.p_holm else ""
     return f"; the interval is that of another test, is approximate and excludes 0, but {result.test} decides"
 
@@ -325,7 +325,7 @@ def _describe_evidence(result: PairedTest) -> str:
 
 
 def format_points(points: float) -> str:
-    """Return percentage points with one digit; -0.04 becomes 0.0, because the digit does not support a sign."""
+    """Return percentage points with one decimal; -0.04 becomes 0.0 rather than -0.0."""
     return f"{round(points, 1) + 0.0:.1f}"
 
 
@@ -334,6 +334,6 @@ def _format_p(value: float) -> str:
 
 
 def _round_up(value: int) -> int:
-    """Round up to two digits: more would pretend that the observed difference were the true one."""
+    """Round up to two significant digits, since more would suggest that the observed difference is the true one."""
     step = 10 ** max(len(str(value)) - 2, 0)
     return -(-value // step) * step

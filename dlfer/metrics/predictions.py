@@ -1,4 +1,4 @@
-"""`Predictions`: what a classifier said about each image, the file that keeps it, and one answer from several classifiers.
+"""`Predictions`, the class probabilities of a classifier, their file format, and combinations of several classifiers.
 
 The probabilities of M classifiers for N images and C classes are float [M, N, C].
 """
@@ -16,22 +16,22 @@ from dlfer.errors import DataError, shorten
 from dlfer.runs.files import read_npz, write_npz
 
 SUM_TOLERANCE = 1e-4
-"""How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""
+"""How far the sum of one row's probabilities may be from 1; a float32 softmax stays well within this."""
 
 _KEYS = ("ids", "labels", "targets", "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The probabilities that a classifier gave to each image, beside the image's target.
+    """The probabilities that a classifier predicted for each image, and the image's target.
 
-    Construction converts to the dtypes below and checks; a `Predictions` that exists is valid.
+    The constructor converts to the dtypes below and validates, so every instance is valid.
 
     Attributes:
         ids: str [N], unique names of the images.
         labels: names of the C classes, in the order of the columns.
         targets: int64 [N], indices into `labels`.
-        probabilities: float32 [N, C], in 0..1, each row sums to 1 within 1e-4.
+        probabilities: float32 [N, C] in 0..1; each row sums to 1 within 1e-4.
     """
 
     ids: np.ndarray
@@ -54,7 +54,7 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 [N]: the class of the largest probability; the first one of a tie."""
+        """int64 [N]: the class with the largest probability; the first one in a tie."""
         return np.argmax(self.probabilities, axis=1)
 
     @property
@@ -68,14 +68,14 @@ class Predictions:
 
 
 Known = Mapping[tuple[str, str], Predictions]
-"""(split, view) -> predictions that are there already, from the members of an ensemble, and need not be made again."""
+"""(split, view) -> predictions already computed from those of an ensemble's members."""
 
 
 def check_predictions(predictions: Predictions, where: str = "predictions") -> None:
-    """Raise DataError unless the arrays fit together as the docstring of `Predictions` says.
+    """Raise DataError unless shapes and values are as documented in `Predictions`.
 
     Args:
-        where: what the message begins with, e.g. the path of the file.
+        where: the start of the message, e.g. the path of the file.
     """
     ids, targets, probabilities = predictions.ids, predictions.targets, predictions.probabilities
     num_classes = len(predictions.labels)
@@ -119,17 +119,17 @@ def _check_rows(predictions: Predictions, where: str) -> None:
 
 
 def write_predictions(predictions: Predictions, path: Path) -> Path:
-    """Write `predictions` to `path` (.npz, no pickle), under a temporary name first, and return the path."""
+    """Write `predictions` atomically to `path` (.npz without pickle) and return the path."""
     arrays = {key: np.asarray(getattr(predictions, key)) for key in _KEYS}
     write_npz(Path(path), arrays)
     return Path(path)
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote, and check it.
+    """Read and validate a file written by `write_predictions`.
 
     Raises:
-        DataError: the file is absent, damaged, holds pickled objects, or its arrays do not fit together.
+        DataError: the file is absent, damaged, contains pickled objects, or its arrays are not valid predictions.
     """
     path = Path(path)
     try:
@@ -147,10 +147,10 @@ def read_predictions(path: Path) -> Predictions:
 
 
 STRENGTH = 1.0
-"""Weight of half the sum of the squared coefficients, beside the summed log-loss: scikit-learn's C = 1."""
+"""Weight of the penalty, half the sum of squared coefficients, added to the summed log loss; C = 1 in scikit-learn."""
 
 SMALLEST = 1e-6
-"""Probabilities below it count as it, since a logarithm of zero would outweigh everything."""
+"""Lower clip of probabilities before the logarithm, since the logarithm of zero would dominate every other input."""
 
 FOLDS = 5
 
@@ -160,7 +160,7 @@ class TrainedCombination:
     """A multinomial logistic regression on the log-probabilities of M classifiers.
 
     Attributes:
-        coefficients: float64 [M * C, C]; row m * C + c is what log p_c of classifier m adds to each class.
+        coefficients: float64 [M * C, C]; row m * C + c has the weights of log p_c of classifier m for each class.
         intercept: float64 [C].
     """
 
@@ -168,13 +168,13 @@ class TrainedCombination:
     intercept: np.ndarray
 
     def predict(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return float64 [N, C], rows sum to one."""
+        """Return combined probabilities (float64 [N, C], rows sum to one) of the classifiers' (float [M, N, C])."""
         from scipy.special import softmax
 
         return softmax(_make_inputs(probabilities) @ self.coefficients + self.intercept, axis=1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready numbers, exact."""
+        """Return the regression as a JSON-serialisable dictionary, without rounding."""
         return {
             "coefficients": self.coefficients.tolist(),
             "intercept": self.intercept.tolist(),
@@ -184,20 +184,20 @@ class TrainedCombination:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainedCombination:
-        """Return what `as_dict` gave."""
+        """Return the combination from the result of `as_dict`."""
         return cls(np.asarray(values["coefficients"], np.float64), np.asarray(values["intercept"], np.float64))
 
 
 def combine_average(probabilities: np.ndarray) -> np.ndarray:
-    """Return the mean of the probabilities, float64 [N, C]."""
+    """Return the mean probabilities over the classifiers (float64 [N, C])."""
     return np.asarray(probabilities, np.float64).mean(axis=0)
 
 
 def combine_vote(probabilities: np.ndarray) -> np.ndarray:
-    """Return the shares of the votes, float64 [N, C], where each classifier votes for its most probable class.
+    """Return the vote fractions (float64 [N, C]), where each classifier votes for its most probable class.
 
-    The average of the probabilities has one vote beside them, which it divides over the classes: so it decides
-    between equal counts, and can never turn a majority.
+    The mean probabilities count as one additional vote, divided over the classes: it breaks ties and cannot overturn a
+    majority.
     """
     probabilities = np.asarray(probabilities, np.float64)
     votes = np.eye(probabilities.shape[-1])[probabilities.argmax(axis=-1)].sum(axis=0)
@@ -205,14 +205,14 @@ def combine_vote(probabilities: np.ndarray) -> np.ndarray:
 
 
 def fit_combination(probabilities: np.ndarray, targets: np.ndarray) -> TrainedCombination:
-    """Fit a trained combination: least log-loss plus STRENGTH / 2 times the sum of the squared coefficients.
+    """Fit a trained combination by minimising log loss plus STRENGTH / 2 times the sum of squared coefficients.
 
     Args:
-        probabilities: of images that none of the classifiers was trained on.
+        probabilities: float [M, N, C], for images that none of the classifiers was trained on.
         targets: int [N].
 
     Raises:
-        DataError: there is no image.
+        DataError: there are no images.
     """
     from scipy.optimize import minimize
     from scipy.special import log_softmax
@@ -238,9 +238,9 @@ def fit_combination(probabilities: np.ndarray, targets: np.ndarray) -> TrainedCo
 
 
 def predict_out_of_fold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return what trained combinations answer to images that each was not fitted on, float64 [N, C].
+    """Return out-of-fold predictions of trained combinations (float64 [N, C]).
 
-    Every class is divided over the folds; each fold is answered by a combination fitted on the others.
+    The folds are stratified by class; a combination fitted on the other folds predicts each fold.
     """
     targets = np.asarray(targets)
     rng, fold = np.random.default_rng(0), np.zeros(len(targets), int)
@@ -250,13 +250,13 @@ def predict_out_of_fold(probabilities: np.ndarray, targets: np.ndarray) -> np.nd
     answers = np.zeros(np.shape(probabilities)[1:])
     for number in np.unique(fold):
         inside = fold == number
-        # With a fold alone, as of a handful of images, nothing is left to fit on.
+        # A handful of images may all be in one fold; the combination is then fitted on the images that it predicts.
         rest = ~inside if not inside.all() else inside
         answers[inside] = fit_combination(probabilities[:, rest], targets[rest]).predict(probabilities[:, inside])
     return answers
 
 
 def _make_inputs(probabilities: np.ndarray) -> np.ndarray:
-    """Return float64 [N, M * C], the logarithms of the probabilities."""
+    """Return the logarithms of the probabilities (float64 [N, M * C])."""
     logs = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST))
     return np.concatenate(list(logs), axis=1)

@@ -1,4 +1,4 @@
-"""All metrics of a set of predictions with their intervals, as they stand in metrics.json."""
+"""All metrics of a set of predictions with their intervals, in the structure of metrics.json."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _AVERAGES = {
     "weighted_recall": lambda m: mt.compute_weighted(mt.compute_recall(m), m),
     "one_vs_rest_accuracy": lambda m: mt.compute_one_vs_rest_accuracy(m).mean(axis=-1),
 }
-"""Figures over all classes; each is a function of confusion matrices [..., C, C]."""
+"""Name -> metric over all classes, as a function of confusion matrices [..., C, C]."""
 
 _OF_ONE_CLASS = "all targets, or all predictions, are one class, so that the value is 0 by convention"
 
@@ -50,7 +50,7 @@ REASONS = {
     "cohen_kappa": _OF_ONE_CLASS,
     None: "the images do not differ from each other, so that they say nothing about others",
 }
-"""Why there is a value and no 95 % interval, by the name of the figure; None: any other."""
+"""Metric name -> why it has a value but no 95 % interval; the key None holds the reason for all other metrics."""
 
 
 def compute_scores(
@@ -58,18 +58,18 @@ def compute_scores(
 ) -> SplitMetrics:
     """Return every metric of `predictions` with its 95 % interval; an undefined value is None.
 
-    Intervals treat the images as drawn independently. Each covers at least 93 % in simulated test sets of 150 to
-    3,589 images (`benchmarks/coverage.py`); an interval that does not is not given: low and high are None and
-    "reason" says why.
+    The intervals assume that the images are drawn independently. Each one covers the true value in at least 93 % of
+    simulated test sets of 150 to 3,589 images (`benchmarks/coverage.py`). An interval that would not is omitted: low
+    and high are None, and "reason" says why.
 
     Args:
-        temperature: fitted on validation; calibration is also given after it.
-        threshold: of the confidence, chosen on validation; what it gives here is told.
+        temperature: fitted on validation; calibration is also computed after applying it.
+        threshold: of the confidence, chosen on validation; coverage and accuracy at it are included.
 
     Returns:
-        The metrics as fractions, averages over the labels that have images ("not_judged" lists the others); mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
-        recall under its other name, and weighted recall is accuracy: each has one interval. A metric with a value and
-        without an interval has the reason.
+        The metrics as fractions, with averages over the labels that have images ("not_judged" lists the others); mcc
+        and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy equals macro recall and weighted recall
+        equals accuracy, so each of these pairs shares one interval.
 
     Example:
         >>> compute_scores(read_predictions(run / "predictions" / "test.npz")).accuracy.value
@@ -114,16 +114,16 @@ def compute_metrics_file(
     without_duplicates_ids: Collection[str] | None = None,
     target_accuracy: float = 0.8,
 ) -> Metrics:
-    """Return the whole of metrics.json.
+    """Return the complete contents of metrics.json.
 
     Args:
-        splits: "test", "validation" and "train" -> predictions; absent or None where there is none.
-        about: what is known before: protocol, banner, selected_on, is_selected, duplicates, test_opened; and temperature and abstain
-            as they were found on validation earlier. Where these are None and `splits` has validation they are found on
-            it.
-        without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
-            made the model; they are scored once more.
-        target_accuracy: fraction that the answered validation images are to reach by abstaining.
+        splits: "test", "validation" and "train" -> predictions; a split without predictions is absent or None.
+        about: supplies protocol, banner, selected_on, is_selected, duplicates and test_opened, as well as temperature
+            and abstain if they were fitted on validation earlier. If one of these two is None and `splits` has
+            validation, it is fitted there.
+        without_duplicates_ids: ids of the evaluated images (test, else validation) that have no duplicate in the data
+            that trained or selected the model; these images are also scored separately.
+        target_accuracy: the accuracy, as a fraction, that abstention is to reach on the answered validation images.
     """
     validation, temperature, abstain = splits.get("validation"), about.temperature, about.abstain
     if validation is not None:
@@ -171,7 +171,7 @@ def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_o
 def _compute_per_class(
     confusion: np.ndarray, labels: tuple[str, ...], areas: Mapping[str, tuple[np.ndarray, list[tuple[float, float]]]]
 ) -> dict[str, Any]:
-    """Return label -> figures and intervals; where a figure is undefined, so is its interval."""
+    """Return label -> n, metrics and intervals; the interval of an undefined metric is undefined as well."""
     values = {
         "precision": mt.compute_precision(confusion),
         "recall": mt.compute_recall(confusion),
@@ -198,7 +198,7 @@ def _figure(value: float, bounds: tuple[float, float]) -> dict[str, float]:
 
 
 def _give_reasons(scores: dict[str, Any]) -> dict[str, Any]:
-    """Add "reason" to each figure that has a value and no interval, and "reasons" to classes with such figures."""
+    """Add "reason" to each metric that has a value but no interval, and "reasons" to classes with such metrics."""
     for name, figure in _iterate_figures(scores):
         if figure["value"] is not None and figure["low"] is None:
             figure["reason"] = REASONS.get(name, REASONS[None])
@@ -214,7 +214,7 @@ def _give_reasons(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, {"value", "low", "high"}) for each figure of a nested dictionary."""
+    """Yield (name, {"value", "low", "high"}) for each metric of a nested dictionary."""
     for name, item in scores.items():
         if isinstance(item, dict) and "low" in item:
             yield name, item
@@ -223,17 +223,17 @@ def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 
 SMALLEST = 20
-"""A metric on fewer images is flagged and not used for a gap: its interval is about 40 percentage points wide."""
+"""A metric on fewer images is flagged and not used for a gap, since its interval is about 40 percentage points wide."""
 
 Attributes = Mapping[str, Mapping[str, str]]
-"""Attribute -> image id -> value; an image without a value is not in it."""
+"""Attribute -> image id -> value; images without a value are absent."""
 
 
 def read_attributes(path: Path) -> dict[str, dict[str, str]]:
-    """Read a csv with the columns id and one for each attribute, e.g. id,age,gender; empty cells are missing.
+    """Read a csv with a column id and one column per attribute, e.g. id,age,gender; empty cells are missing values.
 
     Raises:
-        DataError: no such file or no csv, another heading, a row of another length, or an id that repeats.
+        DataError: the file is absent or not a csv, has a wrong header or a row of another length, or repeats an id.
     """
     path = Path(path)
     try:
@@ -270,7 +270,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
 
 
 def check_attributes(attributes: Attributes, ids: np.ndarray, *, file: str = "") -> None:
-    """Raise DataError unless some attribute names one of the images (ids: str [N], at least one)."""
+    """Raise DataError unless an attribute has a value for at least one of the images (ids: str [N], N >= 1)."""
     known = set(ids.tolist())
     if any(known & values.keys() for values in attributes.values()):
         return
@@ -282,19 +282,19 @@ def check_attributes(attributes: Attributes, ids: np.ndarray, *, file: str = "")
 
 
 def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> Groups:
-    """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
+    """Return accuracy and recall of each group of each attribute, and the gaps between the groups.
 
     Args:
-        attributes: as `read_attributes` gives them; it may name more images than those.
-        file: where they came from, for the record.
+        attributes: as returned by `read_attributes`; it may also contain other images.
+        file: the file that the attributes were read from, for the record.
 
     Returns:
-        Accuracy and recall as fractions. A gap is the largest less the smallest, over the groups with 20 images or more
-        (for recall: of that label). Its interval is Newcombe's for those two groups; they were picked by looking, so
-        that it errs towards a larger gap.
+        Accuracy and recall as fractions. A gap is the largest value minus the smallest, over the groups with 20 images
+        or more (for recall: of that label). Its limits are the largest lower and the largest upper limit of Newcombe's
+        intervals over all pairs of groups, with Bonferroni's correction, since the data picked the two groups.
 
     Raises:
-        DataError: no attribute names any of the images.
+        DataError: no attribute has a value for any of the images.
 
     Source: Newcombe, Stat. Med. 17 (1998) 873, method 10; Dunn, J. Am. Stat. Assoc. 56 (1961) 52.
     """
@@ -338,7 +338,7 @@ def _compute_group(predictions: Predictions) -> dict[str, Any]:
 
 
 def _compute_gap(figures: list[dict[str, float] | None], level: float = 0.95) -> dict[str, float] | None:
-    """Return the largest less the smallest of the figures that rest on enough images; None for fewer than two."""
+    """Return the gap between the largest and smallest value of groups with enough images; None for fewer than two."""
     large = [figure for figure in figures if figure is not None and figure["n"] >= SMALLEST]
     if len(large) < 2:
         return None

@@ -1,12 +1,12 @@
-"""What several trainings say about a recipe: the seed is a random effect, and so is the image.
+"""Statistics of recipes that were trained with several seeds, with seeds and images as random effects.
 
-A recipe is judged by S trainings, each on the same n images. Another training would give another accuracy, and
-other images would, too; an interval for the recipe has to contain both. Whether a training is right on an image is
-modelled as crossed random effects, y[s, i] = mean + seed[s] + image[i] + residual[s, i]. The variances come from the
-mean squares of the two-way layout. The variance of the seeds is known from S - 1 degrees of freedom only, so a
-quantile of Student's t takes the place of 1.96, with Satterthwaite's degrees of freedom for the sum of the parts.
+A recipe is evaluated by S trainings, each on the same n images. Other trainings and other images would give other
+accuracies, so an interval for the recipe must account for both. Whether a training is right on an image is modelled
+with crossed random effects, y[s, i] = mean + seed[s] + image[i] + residual[s, i]. The variances are estimated from the
+mean squares of the two-way layout. The variance of the seeds has only S - 1 degrees of freedom, so the quantile is
+Student's instead of 1.96, with Satterthwaite's degrees of freedom for the sum of the variance components.
 
-benchmarks/seed_tests.py measures the rate of false alarms and the coverage; its table is in results/statistics/.
+benchmarks/seed_tests.py measures the false positive rate and the coverage; its table is in results/statistics/.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dlfer.metrics.intervals import compute_mean_interval, compute_quantile, com
 from dlfer.runs.comparison_record import More, SeedsAndImages
 
 POWER = 0.8
-"""The probability of detecting the assumed difference that a plan of further seeds and images aims at."""
+"""The power, the probability of detecting the assumed difference, for which further seeds and images are planned."""
 
 MOST_SEEDS = 1000
-"""A plan that needs more seeds than this is not proposed."""
+"""Plans that need more seeds than this are not proposed."""
 
 MOST_IMAGES = 10**9
-"""The same for images."""
+"""Plans that need more images than this are not proposed."""
 
 
 class TwoWay(NamedTuple):
@@ -39,9 +39,9 @@ class TwoWay(NamedTuple):
         mean: accuracy over all seeds and images, in 0..1.
         per_seed: float64 [S], the accuracy of each training.
         per_image: float64 [n], the fraction of trainings that are right on each image.
-        seed_variance: of `per_seed`, with S - 1 degrees of freedom, but at least residual_variance / n, which is
-            its expectation where the seed has no effect: two trainings that happen to agree are no certainty.
-        residual_variance: the mean square of what neither the seed nor the image explains,
+        seed_variance: of `per_seed`, with S - 1 degrees of freedom, but at least its expectation without a seed effect,
+            residual_variance / n: two trainings may have equal accuracies by chance.
+        residual_variance: the mean square of the residual that neither the seed nor the image explains,
             with (S - 1)(n - 1) degrees of freedom.
     """
 
@@ -53,17 +53,17 @@ class TwoWay(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The difference of two recipes with what its uncertainty is made of; all values are fractions.
+    """The difference of two recipes and the components of its uncertainty; all values are fractions.
 
     Attributes:
         difference: mean accuracy of a - mean accuracy of b, in -1..1.
-        centre: the middle of the interval: the difference, shrunk by n / (n + 2).
+        centre: the midpoint of the interval, the difference multiplied by n / (n + 2).
         error: the standard error.
         df: Satterthwaite's degrees of freedom.
-        seed_variance: of the accuracies over seeds, the sum of both recipes.
-        residual_variance: the sum of both recipes.
+        seed_variance: of the accuracies over seeds, summed over both recipes.
+        residual_variance: summed over both recipes.
         image_variance: of the image effects of the difference.
-        num_seeds, num_images: S of each recipe, and n.
+        num_seeds, num_images: S, the smaller one of both recipes, and n.
     """
 
     difference: float
@@ -77,20 +77,20 @@ class Comparison(NamedTuple):
     num_images: int
 
     def compute_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return (low, high) of the difference, in -1..1; it always contains the difference."""
+        """Return the interval (low, high) of the difference, in -1..1; it always contains the difference."""
         half = compute_t_quantile(self.df, level) * self.error
         low, high = min(self.centre - half, self.difference), max(self.centre + half, self.difference)
         return max(low, -1.0), min(high, 1.0)
 
     def compute_p_value(self) -> float:
-        """Return the two-sided p value of "the recipes are equally accurate"."""
+        """Return the two-sided p value of the hypothesis that the recipes are equally accurate."""
         from scipy.special import stdtr
 
         return 1.0 if self.error == 0 else float(2 * stdtr(self.df, -abs(self.centre) / self.error))
 
 
 def decompose(correct: np.ndarray) -> TwoWay:
-    """Return the two-way layout of one recipe.
+    """Return the means and variance components of one recipe's two-way layout.
 
     Args:
         correct: bool or float [S, n] in 0..1, whether each training is right on each image; S at least 2.
@@ -107,16 +107,16 @@ def decompose(correct: np.ndarray) -> TwoWay:
 
 
 def compare_recipes(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
-    """Compare two recipes, each trained with several seeds and judged on the same images.
+    """Compare two recipes, each trained with several seeds and evaluated on the same images.
 
-    The seeds of the two recipes are treated as independent samples (Welch), although a seed fixes the order of the
-    images in both: if that makes paired trainings alike, the test is conservative. Images are shared, so that their
-    effects enter by the difference. Two pseudo-images, one right in a alone and one right in b alone, keep the
-    variance away from zero where few images differ (Bonett and Price).
+    The seeds of the two recipes are treated as independent samples (Welch), although the same seed gives both the same
+    order of images; if this makes their trainings similar, the test is conservative. The images are the same, so only
+    the differences of their effects count. Two pseudo-images, one that only a and one that only b gets right, keep the
+    variance above zero when few images differ (Bonett and Price).
 
     Args:
         correct_a: bool or float [S, n], S at least 2.
-        correct_b: the same, of the other recipe, for the same images in the same order; S may differ.
+        correct_b: likewise for the other recipe, with the same images in the same order; S may differ.
 
     Source: Welch, Biometrika 34 (1947) 28; Satterthwaite, Biometrics Bull. 2 (1946) 110; for crossed random effects
     Clark, J. Verbal Learn. Verbal Behav. 12 (1973) 335; Bonett & Price, J. Educ. Behav. Stat. 37 (2012) 479.
@@ -153,16 +153,16 @@ def combine_variances(
 ) -> tuple[float, float]:
     """Return the standard error of a mean over seeds and images, and its degrees of freedom.
 
-    The variance over images contains the residual, which the variance over seeds contains as well; it is subtracted
-    once, and what is left of the images is at least zero.
+    The variance over images and the variance over seeds both include the residual, so it is subtracted once; the
+    remaining variance of the images is at least zero.
 
     Args:
         seeds: (variance, degrees of freedom) of each recipe's mean over seeds.
-        added: the same of the mean over images.
-        subtracted: the same of the residual in it.
+        added: (variance, degrees of freedom) of the mean over images.
+        subtracted: (variance, degrees of freedom) of the residual that `added` includes.
 
     Returns:
-        error; df by Satterthwaite, at least the smallest of the seeds'.
+        The standard error, and Satterthwaite's degrees of freedom, at least the smallest number of those in `seeds`.
     """
     images = max(added[0] - subtracted[0], 0.0)
     variance = sum(value for value, _ in seeds) + images
@@ -175,22 +175,22 @@ def combine_variances(
 
 
 def compute_t_quantile(df: float, level: float = 0.95) -> float:
-    """Return t such that Student's t with `df` degrees of freedom lies within -t..t with probability `level`."""
+    """Return t such that a Student's t variable with `df` degrees of freedom is in -t..t with probability `level`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, 0.5 + level / 2))
 
 
 class SeedSummary(NamedTuple):
-    """How accurate a recipe is over several seeds; all values are in 0..1.
+    """The accuracy of a recipe over several seeds; all accuracies are in 0..1.
 
     Attributes:
         num_seeds, n: numbers of trainings and of images.
         value: mean accuracy over seeds.
-        per_seed: the accuracy of each.
+        per_seed: the accuracy of each training.
         sd_over_seeds: their standard deviation; None for one seed.
-        items: (low, high) for these very trainings on other images.
-        items_and_seeds: (low, high) for the recipe with other seeds on other images; None for one seed.
+        items: interval (low, high) for these trainings on other images.
+        items_and_seeds: interval (low, high) for the recipe with other seeds on other images; None for one seed.
     """
 
     num_seeds: int
@@ -203,17 +203,17 @@ class SeedSummary(NamedTuple):
 
 
 def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> SeedSummary:
-    """Return how accurate a recipe is that was trained with several seeds and judged on the same images.
+    """Return the accuracy of a recipe that was trained with several seeds and evaluated on the same images.
 
     Args:
         correct: bool [S, n], or float in 0..1: whether the training with each seed is right on each image.
 
     Returns:
-        The summary. `items` is Wilson's interval for one seed, and for several that are equally right on every image.
-        `items_and_seeds` is wide for two or three seeds, because they estimate their variance poorly.
+        The summary. `items` is Wilson's interval for one seed, or if the fraction of correct trainings is the same for
+        all images. `items_and_seeds` is wide for two or three seeds, because they estimate the variance poorly.
 
     Raises:
-        DataError: `correct` is not of two dimensions, or empty.
+        DataError: `correct` is not two-dimensional, or is empty.
     """
     correct = np.asarray(correct, dtype=np.float64)
     if correct.ndim != 2 or correct.size == 0:
@@ -233,11 +233,11 @@ def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> SeedSum
 
 
 def _compute_recipe_interval(correct: np.ndarray, items: tuple[float, float], level: float) -> tuple[float, float]:
-    """Return the interval over seeds and images; that over images alone where no training and no image differs.
+    """Return the interval over seeds and images, or `items` if the variance over both is 0.
 
     The quantile is the mean of Student's for the seeds and the normal one for the images, weighted by the variances
-    (Cochran). With one variance of few degrees of freedom Satterthwaite's formula is too optimistic: it covers 87 to
-    93 % for two seeds, this one 94 % and more.
+    (Cochran). With only one variance of few degrees of freedom Satterthwaite's formula is too optimistic: it covers 87
+    to 93 % for two seeds, this one 94 % and more.
 
     Source: Cochran, Biometrics 20 (1964) 191.
     """
@@ -256,11 +256,11 @@ def _compute_recipe_interval(correct: np.ndarray, items: tuple[float, float], le
 
 
 def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
-    """Return how many seeds and images would detect a difference as large as the observed one.
+    """Return how many seeds, images or both are needed to detect a difference as large as the observed one.
 
-    Assumed are the observed difference and the observed variances of seeds, images and residual, which few seeds
-    know poorly: an order of magnitude, no promise. `both` is given only where neither seeds nor images alone are
-    enough, and all three are None for a difference of zero.
+    The result is an order of magnitude: it assumes that the observed difference and the observed variances of seeds,
+    images and residual are the true ones, and few seeds estimate these poorly. `both` is set only if neither seeds nor
+    images alone are enough; all three are None for a difference of zero.
     """
     seeds = images = both = None
     if comparison.centre != 0:
@@ -272,7 +272,7 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
 
 
 def _plan_both(comparison: Comparison, level: float) -> SeedsAndImages | None:
-    """Return the seeds that would be enough with any number of images, and a quarter more; and the images with these."""
+    """Return 1.25 times the seeds that would be enough with any number of images, and the images needed with these."""
     s, n = comparison.num_seeds, comparison.num_images
     least = _find_smallest(lambda number: _compute_power(comparison, number, MOST_IMAGES, level), s, MOST_SEEDS)
     if least is None:
@@ -287,23 +287,23 @@ def _compute_power(comparison: Comparison, num_seeds: int, num_images: int, leve
     from scipy.special import nctdtr, ndtr
 
     residual = comparison.residual_variance / num_images
-    # What the seeds themselves vary, without the residual that the images at hand add.
+    # The observed variance of the seeds includes the residual of the present images; replace it by that of num_images.
     of_seeds = max(comparison.seed_variance - comparison.residual_variance / comparison.num_images, 0.0) + residual
     parts = of_seeds / num_seeds, comparison.image_variance / num_images
     variance = sum(parts)
     if variance == 0:
         return 1.0
-    # Both recipes are taken as equally variable, which gives the seeds' part 2 (S - 1) degrees of freedom.
+    # Assuming equal variances in both recipes, the variance of the seeds has 2 (S - 1) degrees of freedom.
     spread = parts[0] ** 2 / (2 * (num_seeds - 1)) + parts[1] ** 2 / max(num_images - 1, 1)
     df, centrality = variance**2 / spread, abs(comparison.difference) / math.sqrt(variance)
     quantile = compute_t_quantile(df, level)
-    if df > 10_000 or centrality > 30:  # the normal limit, where the series of the noncentral t is slow
+    if df > 10_000 or centrality > 30:  # use the normal limit here, since the noncentral t is slow to compute
         return float(ndtr(centrality - quantile))
     return float(1 - nctdtr(df, centrality, quantile))
 
 
 def _find_smallest(compute_power: Callable[[int], float], least: int, most: int) -> int | None:
-    """Return the smallest number from `least` to `most` that reaches the power; None where `most` does not."""
+    """Return the smallest number from `least` to `most` that reaches the power, or None if `most` does not."""
     if compute_power(most) < POWER:
         return None
     return least + bisect_left(range(least, most), POWER, key=compute_power)

@@ -1,21 +1,21 @@
-"""Two or more classifiers on the same images, and the k models of a cross-validation: which differ significantly.
+"""Significance tests for two or more classifiers on the same images, and for the k models of a cross-validation.
 
-Cochran's Q asks whether any differs, McNemar's test which pairs do, and Holm's correction keeps the
-chance of a single false alarm among all pairs at 5 %.
+Cochran's Q tests whether any classifiers differ and McNemar's test which pairs do; Holm's correction keeps the
+probability of any false positive among all pairs at 5 %.
 
-k folds: in cross-validation each image is judged once, by the model that did not see it. Two questions have two answers:
+In cross-validation each image is predicted once, by the model not trained on it. This answers two questions:
 
 - How accurate are these k models on new images? The pooled accuracy has the uncertainty of n images, since a central limit
   theorem holds around the mean accuracy of the k models, although their training images overlap (Bayle et al., NeurIPS 33
-  (2020) 16339). Images of one group (duplicates, or a subject) vary together, so that the interval counts groups.
-- How accurate is the recipe, trained on other images of the same number? The variance of the k accuracies does not show what
-  the overlap of the training images hides, and no unbiased estimator of that exists (Bengio & Grandvalet, J. Mach. Learn.
-  Res. 5 (2004) 1089). Nadeau and Bengio's correction takes the correlation of two folds as the share of the images that
-  are in a fold, 1 / k, which adds 1 / (k - 1) to 1 / k. They derived it for test sets that overlap as well; the folds do
-  not, so that it is applied to what trainings vary, and the uncertainty of the n images is added without it.
+  (2020) 16339). Images of one group (duplicates, or a subject) are correlated, so the interval counts groups.
+- How accurate is the recipe, trained on another sample of the same size? The overlap of the training images correlates
+  the k accuracies, which their variance does not show, and no unbiased estimator of this exists (Bengio & Grandvalet,
+  J. Mach. Learn. Res. 5 (2004) 1089). Nadeau and Bengio's correction assumes that the correlation of two folds is the
+  fraction of the images in a fold, 1 / k, which adds 1 / (k - 1) to 1 / k. They derived it for test sets that overlap
+  as well; folds do not, so only the variance between trainings is corrected, and that of the n images added as it is.
 
-benchmarks/crossval_coverage.py measures the coverage of both and the false alarms of the test, beside those of the plain
-correction and of others; its table is in results/statistics/.
+benchmarks/crossval_coverage.py measures the coverage of both intervals and the false positive rate of the test, as well
+as those of the original correction and of other methods; its table is in results/statistics/.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from dlfer.runs.metrics_record import Estimate, McNemar, ModelPair, ViewMetrics
 
 
 def match_predictions(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
-    """Return the rows that all have, matched by id, in the order of the ids and with the labels of the first.
+    """Return the rows common to all predictions, sorted by id, with the labels in the order of the first.
 
     Args:
-        several: predictions of different classifiers; rows and labels may stand in different orders.
-        names: what each is called in a message.
+        several: predictions of different classifiers; the orders of rows and labels may differ.
+        names: the name of each in messages.
 
     Raises:
-        DataError: the sets of labels differ, no id is common to all, or an image has two targets.
+        DataError: the sets of labels differ, no id is common to all, or an image has different targets.
     """
     first = several[0]
     for other, name in zip(several[1:], names[1:], strict=True):
@@ -76,18 +76,18 @@ def match_predictions(several: Sequence[Predictions], names: Sequence[str]) -> l
 
 
 def compare_several(several: Sequence[Predictions], names: Sequence[str], *, level: float = 0.95) -> ModelComparison:
-    """Compare the accuracies of two or more classifiers on the images that all of them judged.
+    """Compare the accuracies of two or more classifiers on the images that all of them predicted.
 
     Args:
         several: the predictions of each.
-        names: what they are called, no two alike.
-        level: the probability that an interval covers, and 1 - the chance of a false alarm over all pairs.
+        names: the name of each, without repetitions.
+        level: the nominal coverage of the intervals, and 1 - the probability of any false positive among the pairs.
 
     Returns:
         The runs, Cochran's Q (None for two), and every pair; accuracies and differences as fractions.
 
     Raises:
-        DataError: fewer than two, names that repeat, or predictions that do not match.
+        DataError: there are fewer than two, a name is repeated, or the predictions cannot be matched.
     """
     if len(several) < 2 or len(set(names)) != len(several):
         raise DataError(f"comparison: found {len(several)} predictions named {', '.join(names)}; expected two or more.")
@@ -109,9 +109,9 @@ def compare_several(several: Sequence[Predictions], names: Sequence[str], *, lev
 
 
 def compute_cochran_q(correct: np.ndarray) -> CochranQ:
-    """Return Cochran's Q test of whether k >= 2 classifiers are equally often right (bool [k, N]) on the same images.
+    """Return Cochran's Q test of whether k >= 2 classifiers, right on images as in bool [k, N], are equally accurate.
 
-    Where all are right and wrong on the same images, its statistic is 0 and p is 1.
+    If all classifiers are right on the same images, the statistic is 0 and p is 1.
 
     Source: Cochran, Biometrika 37 (1950) 256.
     """
@@ -129,7 +129,7 @@ def compute_cochran_q(correct: np.ndarray) -> CochranQ:
 
 
 def compute_holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values corrected for being several: all of them hold together at the level of one.
+    """Return the p values with Holm's correction for multiple tests, which controls the family-wise error rate.
 
     Source: Holm, Scand. J. Stat. 6 (1979) 65.
     """
@@ -145,7 +145,7 @@ def compute_difference(a: Predictions, b: Predictions, *, level: float = 0.95) -
     """Return accuracy of a - accuracy of b on the same images, in -1..1, with its interval.
 
     Raises:
-        DataError: the two are not about the same images.
+        DataError: the two have different images.
     """
     return _to_fractions(compare_paired(a, b, level=level).difference)
 
@@ -178,7 +178,7 @@ def _compare_pairs(matched: Sequence[Predictions], names: Sequence[str], level: 
 
 
 def _select(predictions: Predictions, ids: np.ndarray, labels: tuple[str, ...]) -> Predictions:
-    """Return the rows of `ids`, in their order, with the columns in the order of `labels`."""
+    """Return the predictions of `ids` in that order, with the classes in the order of `labels`."""
     order = np.argsort(predictions.ids)
     rows = order[np.searchsorted(predictions.ids, ids, sorter=order)]
     columns = [predictions.labels.index(label) for label in labels]
@@ -191,10 +191,10 @@ def _to_fractions(points: Estimate) -> Estimate:
 
 
 def compute_view_scores(viewed: Predictions, single: Predictions, *, view: str) -> ViewMetrics:
-    """Return the metrics of predictions averaged over views, and their difference to the single view's.
+    """Return the metrics of predictions averaged over views, and the difference from those of the single view.
 
     Raises:
-        DataError: the two are not about the same images.
+        DataError: the two have no image in common, or an image has different targets.
     """
     scores = compute_scores(viewed)
     pair = compare_several([viewed, single], [view, "single view"]).pairs[0]
@@ -210,12 +210,12 @@ ONE_FOLD = "one fold has finished, which does not show how folds vary"
 def compute_trained_accuracy(correct: np.ndarray, groups: np.ndarray, *, level: float = 0.95) -> Estimate:
     """Return the accuracy of the trained models, with its interval over the groups of images.
 
-    Wilson's interval with the effective number of images, by the variance between groups, and Student's quantile for the number
-    of groups. Where each group is one image, it is Wilson's interval itself.
+    It is Wilson's interval with the effective number of images, from the variance between groups, and Student's
+    quantile for the number of groups. If each group is a single image, it is the plain Wilson interval.
 
     Args:
-        correct: bool [n], whether the model that judged an image is right.
-        groups: int [n], the same number for images that vary together.
+        correct: bool [n], whether the model that predicted an image is right.
+        groups: int [n], the same number for correlated images.
 
     Source: Korn & Graubard, Surv. Methodol. 24 (1998) 193; Franco et al., J. Surv. Stat. Methodol. 7 (2019) 334.
     """
@@ -237,10 +237,10 @@ def compute_recipe_accuracy(
     """Return the accuracy of the recipe on training sets of this size, with its interval over images and trainings.
 
     Args:
-        correct: bool [n], whether the model that judged an image is right.
-        groups: int [n], the same number for images that vary together.
-        folds: int [n], the fold that each image is in; of the `num_folds` folds some may be absent.
-        num_folds: the number into which all images were divided.
+        correct: bool [n], whether the model that predicted an image is right.
+        groups: int [n], the same number for correlated images.
+        folds: int [n], the fold that each image is in; some of the `num_folds` folds may be absent.
+        num_folds: the number of folds of the cross-validation.
 
     Source: Nadeau & Bengio, Mach. Learn. 52 (2003) 239.
     """
@@ -252,7 +252,7 @@ def compute_recipe_accuracy(
     half = compute_t_quantile(len(present) - 1, level) * error
     low, high = max(value - half, 0.0), min(value + half, 1.0)
     trained = compute_trained_accuracy(correct, groups, level=level)
-    if trained.low is not None:  # where every image is right or wrong, no variance shows
+    if trained.low is not None:  # if all predictions are right, or all wrong, the estimated variance is 0
         low, high = min(low, trained.low), max(high, trained.high)
     return Estimate(value=value, low=low, high=high)
 
@@ -266,12 +266,12 @@ def compare_folds(
     names: tuple[str, str],
     level: float = 0.95,
 ) -> PairedTest:
-    """Compare two recipes by the folds that both were judged on: a t test with the error of `compute_recipe_accuracy`.
+    """Compare two recipes on the folds that both have, by a t test with the error of `compute_recipe_accuracy`.
 
     Args:
-        correct: of each recipe bool [n], whether the model that judged an image is right; the same images in the same order.
-        groups, folds, num_folds: as `compute_recipe_accuracy` takes them.
-        names: what the two recipes are called.
+        correct: bool [n] of each recipe, whether the model that predicted an image is right; for the same images.
+        groups, folds, num_folds: as for `compute_recipe_accuracy`.
+        names: the names of the two recipes.
 
     Raises:
         DataError: fewer than two folds.
@@ -285,7 +285,7 @@ def compare_folds(
     if len(present) < 2:
         raise DataError(f"compare_folds: found {len(present)} fold that both have, expected two or more.")
     difference, df = float((a - b).mean()), len(present) - 1
-    # Two pseudo-images, one right in a alone and one in b alone, keep the variance of few discordant images from zero.
+    # Two pseudo-images, one that only a and one that only b gets right, keep the variance above 0.
     error = _compute_corrected_error(a - b, groups, folds, num_folds=num_folds, pseudo=2)
     half = compute_t_quantile(df, level) * error
     low, high = max(difference - half, -1.0), min(difference + half, 1.0)
@@ -313,7 +313,7 @@ def _compute_corrected_error(
 ) -> float:
     """Return the standard error of the mean of `values` (float [n]) over images and trainings.
 
-    What trainings vary is the variance of the folds' means less what their images make of it, and at least zero.
+    The variance between trainings is that of the folds' means minus the part due to their images, at least zero.
     """
     present = np.unique(folds)
     means = np.array([values[folds == fold].mean() for fold in present])
@@ -323,9 +323,9 @@ def _compute_corrected_error(
 
 
 def _compute_cluster_variance(values: np.ndarray, groups: np.ndarray, *, pseudo: int = 0) -> float:
-    """Return the variance of the mean of `values` (float [n] in -1..1) that the draw of groups of images makes.
+    """Return the variance of the mean of `values` (float [n] in -1..1) due to the sampling of groups of images.
 
-    It is at least that of independent images; `pseudo` images of the value 1 or -1 are added to the squares.
+    It is at least that of independent images, to whose squares `pseudo` images of the value 1 or -1 are added.
     """
     n, centred = len(values), values - values.mean()
     independent = (float((centred**2).sum()) + pseudo) / (n + pseudo) / (n + pseudo)
