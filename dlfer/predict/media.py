@@ -54,8 +54,8 @@ def read_image(
     Args:
         source: a file's path, or its contents.
         name: name of the picture in errors; None: the path, or "the picture".
-        max_pixels: maximum width x height, checked before decoding. None: 200 million of a file, 50 million of bytes.
-        max_bytes: maximum size, checked before reading. None: 2 GiB for a file, 64 MiB for bytes.
+        max_pixels: maximum width x height, checked before decoding; None: 200 million for a path, 50 million otherwise.
+        max_bytes: maximum size, checked before reading; None: 2 GiB for a path, 64 MiB for contents.
 
     Raises:
         DataError: the file does not exist, has another format, is damaged, too small (below 8 pixels a side) or too
