@@ -278,7 +278,7 @@ def match_boxes(
 
 
 def compute_overlap(first: Box | None, second: Box | None) -> float:
-    """Return the intersection over union, 0 to 1, of boxes (x0, y0, x1, y1); None is the whole picture: 0 with a box."""
+    """Return the intersection over union of boxes (x0, y0, x1, y1); None is the whole picture: 1 with None, else 0."""
     if first is None or second is None:
         return float(first is second)
     width = min(first[2], second[2]) - max(first[0], second[0])

@@ -292,7 +292,7 @@ def choose_engine(
     Args:
         name: a model's name, a run or an artifact's folder.
         num_faces: number of faces that will be predicted per batch.
-        any_size: whether images of several sizes will be predicted, which excludes exports with a fixed input size.
+        any_size: whether images of several sizes will come; exports of one size are excluded, as results would differ.
         say: receives one line that reports the choice.
 
     Raises:

@@ -171,7 +171,7 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
 
 
 def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
-    """Load the engine; for videos and lists, whose number of pictures is unknown, choose it for batches of 64."""
+    """Load the engine; "auto" chooses one for `num_pictures`, or for 64 if that is None (a list) or 0 (videos)."""
     name = str(find_default_model() if job.model is None else job.model)
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)

@@ -307,7 +307,7 @@ class ReadAhead(Iterator[_T]):
         raise StopIteration
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for the next item, at most `seconds`; return whether it is there or the iterator was closed."""
+        """Wait at most `seconds` for the next item; return whether it, or the end of the iteration, has arrived."""
         with self._changed:
             if self._thread.ident is None and not self._is_over:
                 self._thread.start()

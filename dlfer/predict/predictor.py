@@ -119,8 +119,8 @@ class FacePredictor:
 
         Args:
             images: a list of pictures, each uint8 [H, W] or [H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, composited
-                on white), a Pillow image, or a path; a single picture; or several of one size, uint8 [N, H, W] or [N,
-                H, W, C].
+                on white), a Pillow image, or a path; a single picture; or several of one size, uint8
+                [N, H, W] or [N, H, W, C].
 
         Raises:
             DataError: `images` is something else, or a file cannot be read.

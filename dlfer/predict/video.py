@@ -59,7 +59,7 @@ _MOST_FAILURES = 1000
 def read_video(
     name: str, *, every: int = 1, seconds: float | None = None
 ) -> Iterator[tuple[Video, int, float, np.ndarray]]:
-    """Yield (video, frame index, time in seconds, uint8 [H, W, 3] RGB) of upright frames with square pixels.
+    """Yield (video, frame index, time in seconds, uint8 [H, W, 3] RGB), one upright frame with square pixels at a time.
 
     Frames after a damaged section are read. Indices skip the frames lost there if the timestamps show their number.
 
@@ -145,7 +145,7 @@ class _FrameCount:
 
 
 def _grab(capture: Any, count: _FrameCount) -> bool:
-    """Advance to the next frame, skipping failed ones before the declared end; return False if there is none."""
+    """Advance to the next frame, or return False; failures before the declared end, which frames may follow, are skipped."""
     expected = count.video.num_frames
     while not capture.grab():
         count.num_failures += 1
@@ -237,7 +237,7 @@ def _find_pixel_aspect(capture: Any) -> float:
 
 
 def _make_square(frame: np.ndarray, aspect: float) -> np.ndarray:
-    """Return a frame resampled to square pixels by enlarging the axis that has too few."""
+    """Return a frame resampled to square pixels by enlarging the axis that has fewer pixels per length."""
     if aspect == 1:
         return frame
     cv2 = load_opencv()

@@ -167,7 +167,7 @@ class Guard:
     Args:
         app: the application.
         policy: which requests are allowed.
-        metrics: the metrics.
+        metrics: updated for each request.
         name_route: returns the name of a request's route for the metrics; unknown paths share one.
         is_stopping: whether the server was told to stop; each response then closes its connection.
     """

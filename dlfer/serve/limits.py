@@ -34,7 +34,7 @@ BYTES_PER_PIXEL = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server, with the HTTP status of a response to a request beyond the limit in parentheses.
+    """The limits of a server; in parentheses, the HTTP status of the response to a request that exceeds the limit.
 
     Attributes:
         body_bytes: size of a request's body (413).

@@ -64,7 +64,7 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
-        # Sides of crops from clients and of detected faces, as in `build_cropper`: results equal those of `dlfer predict`.
+        # Sides of crops from clients and of detected faces, as in `build_cropper`: results equal `dlfer predict`.
         self.size = int(classifier.about.face_size or classifier.image_size)
         self._cut_shape = (get_cut_side(classifier),) * 2
         self._classifier = classifier
@@ -84,7 +84,7 @@ class ServedModel:
         return found
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """Resize a crop of any size, uint8 [H, W, 1 or 3], to the model's own, uint8 [S, S, channels]."""
+        """Convert a crop, uint8 [H, W, 1 or 3], to the model's size and number of channels, uint8 [S, S, channels]."""
         return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
 
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:

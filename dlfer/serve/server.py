@@ -86,7 +86,7 @@ class ServerOptions:
 BACKLOG = 512
 """Connections that the kernel queues until they are accepted."""
 GRACE = 1.0
-"""Seconds in which a new connection keeps its slot without having sent a request; in this time there may be twice as many."""
+"""Seconds in which a new connection keeps its slot without a request; up to twice as many as allowed are open then."""
 LINGER = 2.0
 """Seconds in which a closed connection still reads and discards what the client is sending."""
 MAX_HEAD_BYTES = 32 * 1024
@@ -153,7 +153,7 @@ class LimitedConnection(H11Protocol):
         return not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Take a slot, that of an idle connection if all are taken."""
+        """Take a slot; if all are taken, that of an idle connection."""
         super().connection_made(_LingeringTransport(transport, self))
         self.address = find_address({"client": self.client})
         self._start_idle()
@@ -513,7 +513,7 @@ def _split_name(text: str) -> tuple[str | None, str]:
 def open_listener(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address; port 0 takes a free one.
 
-    It listens from here on, so that a client that connects while the models are loaded waits instead of being refused.
+    It listens from here on, so that a client that connects while the server starts waits instead of being refused.
 
     Raises:
         EnvironmentProblem: the port is in use, or the address does not belong to this computer.
