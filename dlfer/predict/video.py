@@ -145,7 +145,7 @@ class _FrameCount:
 
 
 def _grab(capture: Any, count: _FrameCount) -> bool:
-    """Advance to the next frame, or return False; failures before the declared end, which frames may follow, are skipped."""
+    """Advance to the next frame, or return False; failures before the declared end of the video are skipped."""
     expected = count.video.num_frames
     while not capture.grab():
         count.num_failures += 1
