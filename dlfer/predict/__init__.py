@@ -1,5 +1,5 @@
 """Prediction for pictures, folders, videos and cameras with a trained model.
 
-What enters are files or frames. What leaves is one row per face: box, label, probabilities. The engines that compute
-(Keras, ONNX Runtime, OpenVINO, LiteRT) are chosen here.
+The inputs are files or frames; the output is one row per face with box, label and probabilities. The inference engine
+(Keras, ONNX Runtime, OpenVINO or LiteRT) is also chosen here.
 """

@@ -1,6 +1,6 @@
-"""Faces cut out of pictures in the way that the classifier's training images were.
+"""Face crops made in the same way as the classifier's training images, and face tracking in videos.
 
-Faces of videos are searched for on some frames, followed on those between, numbered and smoothed over time.
+In videos the detector runs on some frames, and faces are followed in between, numbered, and smoothed over time.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 FACES = ("auto", *DETECTORS, "whole")
 
 MARGINS = {"centerface": -0.025, "mtcnn": -0.025, "opencv": 0.0}
-"""Of a box's longer side, on each edge of it, for a model of ready crops: FER2013's end about where the boxes end. In
-photographs eyes and mouth then stand as in FER2013's crops, to 1 % of the scale, with centerface; other scales and heights
-are not better (results/found_faces.md). With a bilinear cut, 1,032 faces of PublicTest that both find: 66.7 % with
-centerface and 66.1 % with mtcnn, where the ready crops have 69.2 %."""
+"""Margin on each edge of a box relative to its longer side, for models trained on ready-made crops: FER2013's end about
+where the boxes end. With centerface, eyes and mouth in photographs are then as in FER2013, to 1 % of the scale; other
+scales and heights are not better (results/found_faces.md). Accuracy with bilinear crops of the 1,032 faces in
+PublicTest that both detectors find: centerface 66.7 %, mtcnn 66.1 %, and 69.2 % with the ready-made crops."""
 
 MAX_ROLL = 15.0
-"""Degrees: a head tilted by more is turned upright. FER2013's tilt by 9 (standard deviation), as a model of them knows."""
+"""Roll in degrees above which a head is turned upright; models trained on FER2013 saw a standard deviation of 9."""
 
 MIN_EYE_DISTANCE = 0.28
-"""Of the box's longer side; of 95 % of FER2013's faces it is above 0.33. Below it a head is turned to the side, and the
-line of its eyes no measure of its tilt."""
+"""Distance of the eyes relative to the box's longer side; 95 % of FER2013's faces have more than 0.33. Below it the
+head is turned to the side, and the line through the eyes does not measure its roll."""
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A face as the classifier gets it.
+    """A face crop as the classifier receives it.
 
     Attributes:
-        box: x0, y0, x1, y1 in pixels of the picture; None: the picture is taken for a face.
-        score: the detector's; None without one.
+        box: x0, y0, x1, y1 in pixels of the picture; None: the whole picture is the face.
+        score: the detector's; None without a detector, and for a face followed from other frames of a video.
         pixels: uint8 [S, S, C].
     """
 
@@ -68,11 +68,11 @@ class Crop:
 
 @dataclass(frozen=True)
 class Cropper:
-    """Turns pictures, uint8 [H, W, 3], into the faces in each, the largest first.
+    """A function of pictures, uint8 [H, W, 3], that returns the face crops of each, the largest first.
 
     Attributes:
-        detect: pictures -> the faces in each, the largest first; None: every picture is one.
-        cut: a picture and a face in it -> the crop; the face is None where the picture is one.
+        detect: pictures -> the faces in each, the largest first; None: every picture is one face.
+        cut: a picture and a face in it -> the crop; the face is None if the whole picture is the face.
     """
 
     detect: Callable[[Sequence[np.ndarray]], list[list[Face]]] | None
@@ -84,22 +84,22 @@ class Cropper:
 
 
 def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None = None) -> Cropper:
-    """Return what turns pictures into the faces in each.
+    """Build the cropper that prepares faces for a classifier.
 
-    A model whose training images were found by a detector, aligned or evened out (its artifact says so) gets
-    the faces in the same way. Another one was trained on ready crops, and gets such: see `cut_ready_crop`.
+    If the classifier's training images were detected, aligned or equalised according to its artifact, faces are treated
+    in the same way. Otherwise it was trained on ready-made crops, and faces are cropped to match: see `cut_ready_crop`.
 
     Args:
         faces: "auto": the detector of the training, else centerface; "centerface", "mtcnn" or "opencv"; or "whole":
             every picture is the crop of one face.
-        classifier: that gets the faces. Its artifact tells how those of its training were made; with "whole" pictures become
-            squares as it makes them.
-        detector_size: longest side in pixels to which larger pictures are shrunk before faces are searched for; None: that of
-            the training, else the detector's own.
+        classifier: that receives the faces. Its artifact records how its training images were made; with "whole", its
+            `aspect` decides how pictures are made square.
+        detector_size: longest side in pixels to which larger pictures are shrunk for detection; None: the value used in
+            training if that was with the same detector, else the detector's default.
 
     Raises:
-        UserError: another value of `faces` or `detector_size`.
-        EnvironmentProblem: the detector's package is not installed; it is known when faces are searched for.
+        UserError: `faces` or `detector_size` is invalid.
+        EnvironmentProblem: the detector's package is not installed; this is raised by the first detection.
     """
     if faces not in FACES:
         raise UserError(f"faces: found {faces!r}, expected one of {', '.join(FACES)}.")
@@ -131,10 +131,10 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
 
 
 def get_cut_side(classifier: Engine) -> int:
-    """Return the side in pixels of the faces that are cut out of photographs.
+    """Return the side in pixels of the face crops of photographs.
 
-    It is that of the training images. For a model of ready crops as they are (`data.faces` not set) whose network enlarges these,
-    it is the network's, so that each face is interpolated once.
+    It is that of the training images. If those were ready-made crops (`data.faces` not set) that the network enlarges,
+    it is the side to which the network enlarges them, so that each face is interpolated only once.
     """
     about = classifier.about
     size = int(about.face_size or classifier.image_size)
@@ -144,36 +144,36 @@ def get_cut_side(classifier: Engine) -> int:
 
 
 DETAIL = 4 / 3
-"""To how many sides of a training image a larger face is shrunk before it is sampled at the network's size. Shrunk to one, it
-would be blurrier than those images, which no grid of pixels was laid over a second time; much more detail they do not have."""
+"""Multiple of a training image's side to which a larger face is shrunk before it is sampled at the network's size. At 1
+it would be blurrier than the training images, which were resampled only once; they do not have much more detail."""
 
 
 def cut_ready_crop(
     image: np.ndarray, face: Face, size: int, *, margin: float = 0.0, trained_side: int | None = None
 ) -> np.ndarray:
-    """Return a face as data sets of ready crops have them: the square around its box, upright if it tilts much.
+    """Return a face cropped as in data sets of ready-made crops: the square around its box, upright if it tilts much.
 
     Args:
         image: uint8 [H, W, C].
-        face: in it.
+        face: a face in the image.
         size: side of the result in pixels.
-        margin: of the box's longer side, on each edge.
-        trained_side: of the ready crops, where the network enlarges them bilinearly to `size`: then the face is sampled once, in
-            that way; sampled at their size and enlarged after it, it would be blurred twice. None: they have `size` itself.
+        margin: added on each edge of the box, relative to its longer side.
+        trained_side: side of the training crops if the network enlarges them bilinearly to `size`: the face is sampled
+            once in the same way, since cropping at their size and enlarging would blur it twice. None: it is `size`.
 
     Returns:
-        uint8 [size, size, C]; what lies outside of the image continues its edge.
+        uint8 [size, size, C]; edge pixels are repeated outside of the image.
     """
     left, top, width, height = face.box
     side = max(width, height) * (1 + 2 * margin)
     x, y = left + width / 2 - 0.5, top + height / 2 - 0.5
-    # Only the neighbourhood is resized: half the diagonal of the square, and some.
+    # Resample only the neighbourhood: half the diagonal of the square (0.71 of its side) and a margin.
     reach = math.ceil(0.75 * side) + 2
     first_x, first_y = max(0, int(x) - reach), max(0, int(y) - reach)
     near = image[first_y : int(y) + reach + 1, first_x : int(x) + reach + 1]
     is_enlarged = trained_side is not None and trained_side < size
-    # Of ready crops that are not enlarged: twice the size, then halved, since an interpolation on the final pixels would blur them,
-    # and a bilinear one does even so where a face is as small as the result (results/found_faces.md).
+    # Without enlargement, sample at twice the size and halve: interpolating at the final size would blur the face, and
+    # bilinear interpolation would blur it even so if it is as small as the result (results/found_faces.md).
     fine = size if is_enlarged else 2 * size
     turn = fine / side * cmath.exp(-1j * math.radians(_get_roll(face)))
     move = complex(fine / 2 - 0.5, fine / 2 - 0.5) - turn * complex(x - first_x, y - first_y)
@@ -185,7 +185,7 @@ def cut_ready_crop(
 
 
 def _get_roll(face: Face) -> float:
-    """Return by how many degrees a head tilts; 0 if it is little or not known."""
+    """Return the roll of a head in degrees; 0 if it is at most `MAX_ROLL` or cannot be measured."""
     if face.eyes is None:
         return 0.0
     across, down = face.eyes[1] - face.eyes[0]
@@ -195,7 +195,7 @@ def _get_roll(face: Face) -> float:
 
 
 def _take_whole(image: np.ndarray, trained: FacesConfig | None, channels: int, size: int, aspect: str) -> Crop:
-    """Return the picture, made a square as `aspect` says, as the one face; small ones in their own size."""
+    """Return the whole picture as one face, made square according to `aspect`; small pictures are not enlarged."""
     pixels = to_channels(image, channels)
     if trained is not None:
         pixels = prepare_face(pixels, trained, aspect=aspect)[0]
@@ -203,10 +203,10 @@ def _take_whole(image: np.ndarray, trained: FacesConfig | None, channels: int, s
 
 
 MIN_OVERLAP = 0.3
-"""Intersection over union at which two boxes are those of one face; between frames 40 ms apart it is above 0.8."""
+"""Intersection over union from which two boxes count as one face; between frames 40 ms apart it is above 0.8."""
 
 MAX_GAP = 1.0
-"""Seconds for which a face that is not found, behind a hand or by a whim of the detector, keeps its number."""
+"""Seconds for which a face keeps its number while it is not found, e.g. covered by a hand or missed by the detector."""
 
 
 @dataclass
@@ -218,14 +218,14 @@ class _Track:
 
 
 class FaceTracker:
-    """Follows the faces of one video.
+    """A tracker that numbers the faces of one video and smooths their probabilities.
 
-    Boxes of a frame are matched with the last ones of known faces, the greatest overlap first. The smoothed
-    probabilities are p + (1 - exp(-t / smooth)) (q - p), where p are the last ones, q those of the frame, and
-    t the time between: an exponential average that does not depend on the rate of frames.
+    Boxes of a frame are matched with the previous ones of known faces, the greatest overlap first. The smoothed
+    probabilities are p + (1 - exp(-t / smooth)) (q - p), where p are the previous ones, q those of the frame, and
+    t the time between: an exponential moving average that does not depend on the frame rate.
 
     Args:
-        smooth: its time constant in seconds; 0: no smoothing.
+        smooth: time constant of the average in seconds; 0: no smoothing.
     """
 
     def __init__(self, *, smooth: float = 0.5) -> None:
@@ -236,12 +236,12 @@ class FaceTracker:
     def update(
         self, boxes: Sequence[Box | None], probabilities: np.ndarray, seconds: float
     ) -> tuple[list[int], np.ndarray]:
-        """Take the faces of the next frame; return their numbers, from 1, and smoothed probabilities.
+        """Add the faces of the next frame; return their numbers, from 1, and smoothed probabilities float64 [N, C].
 
         Args:
             boxes: x0, y0, x1, y1 of each of N faces; None: the whole picture.
             probabilities: float [N, C].
-            seconds: time of the frame, not before that of the last one.
+            seconds: time of the frame, not before that of the previous one.
         """
         self._tracks = [track for track in self._tracks if seconds - track.seconds <= MAX_GAP]
         known = list(self._tracks)
@@ -266,7 +266,7 @@ class FaceTracker:
 def match_boxes(
     first: Sequence[Box | None], second: Sequence[Box | None], *, least: float = MIN_OVERLAP
 ) -> dict[int, int]:
-    """Return row in `first` -> row in `second`, each at most once, the greatest overlap first, none below `least`."""
+    """Match boxes greedily by overlap, at least `least`; return index in `first` -> index in `second`."""
     pairs = [(compute_overlap(a, b), row, place) for row, a in enumerate(first) for place, b in enumerate(second)]
     matches: dict[int, int] = {}
     taken: set[int] = set()
@@ -278,7 +278,7 @@ def match_boxes(
 
 
 def compute_overlap(first: Box | None, second: Box | None) -> float:
-    """Return the intersection of two boxes (x0, y0, x1, y1) over their union, in 0..1; None is the whole picture."""
+    """Return the intersection over union of boxes (x0, y0, x1, y1); None is the whole picture: 1 with None, else 0."""
     if first is None or second is None:
         return float(first is second)
     width = min(first[2], second[2]) - max(first[0], second[0])
@@ -289,24 +289,24 @@ def compute_overlap(first: Box | None, second: Box | None) -> float:
 
 
 DETECTIONS_A_SECOND = 7.0
-"""About so often faces are searched for in a video, unless it is said how often."""
+"""Approximate number of detections per second of a video if `detect_every` is not given."""
 
 SAME_FACE = 0.5
-"""Intersection over union from which a face that was found twice is taken to have moved evenly in between."""
+"""Intersection over union of two detections from which the face's positions in between are interpolated linearly."""
 
 
 def choose_interval(detect_every: int | None, rate: float) -> int:
-    """Return the k of "every k-th frame": as it is given, or, for None, by the rate in frames a second, 4 at 25 and 30."""
+    """Return the frames per detection: `detect_every`, or if that is None one by the frame rate, 4 at 25 and 30 fps."""
     return detect_every or max(1, round(rate / DETECTIONS_A_SECOND))
 
 
 class FaceFinder:
-    """Finds the faces in frames, whose detector looks at some frames of a video alone.
+    """A face finder that runs the detector on only some frames of a video.
 
-    Between two of these in a file each face moves evenly from the one place to the other. Where they do not hold the same
-    faces at nearly the same places, the frame in their middle is looked at, too, and so on: a face that comes, goes or
-    moves fast, and a cut of the video, are found where they are. Of a camera, which cannot be looked ahead in, faces are
-    followed by the optical flow of the pixels.
+    Between two of these frames in a file, face positions are interpolated linearly. If the two do not have the same
+    faces at nearly the same positions, the detector also runs on the frame in the middle, and so on recursively: this
+    locates faces that appear, vanish or move fast, and cuts of the video. In a camera's frames, of which later ones are
+    not yet known, faces are followed by optical flow.
 
     Args:
         detect: pictures, uint8 [H, W, 3] -> the faces in each, the largest first.
@@ -320,8 +320,8 @@ class FaceFinder:
         """Return the faces in each of several frames, the largest first.
 
         Args:
-            frames: pictures, or frames of one video that follow each other and those of the last call; of a camera one.
-            keys: whether the detector looks at each; it does at the last one in any case.
+            frames: pictures, or consecutive frames of one video that follow those of the last call; of a camera, one.
+            keys: whether the detector runs on each frame; except for a camera, it always runs on the last one.
         """
         video = frames[-1].video
         is_next = video is not None and self._last is not None and self._last[0].video is video
@@ -335,7 +335,7 @@ class FaceFinder:
     def _detect_and_fill(
         self, frames: Sequence[Frame], keys: Sequence[bool], before: tuple[Frame, list[Face]] | None
     ) -> list[list[Face]]:
-        """Return the faces of frames of which the last one before may be known."""
+        """Return the faces of frames; `before` is the previous frame with its faces, if there is one."""
         frames = [*([before[0]] if before else []), *frames]
         rows = [row for row, key in enumerate(keys, start=len(frames) - len(keys)) if key or row == len(frames) - 1]
         known = {0: before[1]} if before else {}
@@ -356,7 +356,7 @@ class FaceFinder:
 
 
 def _get_share(frames: Sequence[Frame], start: int, row: int, end: int) -> float:
-    """Return when a frame is between two others, 0 to 1."""
+    """Return the relative time of a frame between two others, 0 to 1, or its relative index if no time has passed."""
     first, now, last = (frames[place].seconds or 0.0 for place in (start, row, end))
     return min(1.0, max(0.0, (now - first) / (last - first))) if last > first else (row - start) / (end - start)
 
@@ -371,7 +371,7 @@ def _sort(faces: list[Face]) -> list[Face]:
 
 
 def _pair_faces(first: Sequence[Face], second: Sequence[Face]) -> list[tuple[Face, Face]] | None:
-    """Return the two places of each face; None where a face has one alone, or the two are far apart."""
+    """Return pairs of the same face in two frames; None unless every face has a partner with enough overlap."""
     matches = match_boxes([_to_box(face) for face in first], [_to_box(face) for face in second], least=SAME_FACE)
     if not len(matches) == len(first) == len(second):
         return None
@@ -379,7 +379,7 @@ def _pair_faces(first: Sequence[Face], second: Sequence[Face]) -> list[tuple[Fac
 
 
 def _mix(first: Face, second: Face, share: float) -> Face:
-    """Return a face on its way from one place to another."""
+    """Return a face interpolated linearly between two positions."""
     mixed = np.add(np.multiply(1 - share, first.box), np.multiply(share, second.box))
     has_marks = first.landmarks is not None and second.landmarks is not None
     marks = (1 - share) * first.landmarks + share * second.landmarks if has_marks else None
@@ -387,22 +387,22 @@ def _mix(first: Face, second: Face, share: float) -> Face:
 
 
 MIN_SIDE = 8.0
-"""Pixels: a face of which less is left in the picture has gone."""
+"""Pixels; a tracked face whose box within the picture has a shorter side is dropped."""
 
 _GRID = 6
 _MIN_POINTS = 6
 
 
 def follow_faces(faces: Sequence[Face], before: np.ndarray, now: np.ndarray) -> list[Face]:
-    """Return the faces of one frame at their places in the next, the largest first; those that left it are left out.
+    """Return the faces of one frame at their positions in the next, the largest first, without those that left it.
 
-    The similarity that takes a grid of points in the box to where the optical flow (Lucas and Kanade, on a pyramid) finds
-    them moves box and landmarks. Where it finds too few points a face stays where it was.
+    Box and landmarks are moved by the similarity transform that fits the optical flow (pyramidal Lucas-Kanade) of a
+    grid of points in the box. If too few points are found, a face keeps its position.
 
     Args:
         faces: in the first frame.
         before: the first frame, uint8 [H, W, 3].
-        now: the next one; of another size all faces stay.
+        now: the next frame; if it has another size, all faces keep their positions.
     """
     if not faces or before.shape != now.shape:
         return list(faces)
@@ -413,7 +413,7 @@ def follow_faces(faces: Sequence[Face], before: np.ndarray, now: np.ndarray) -> 
 
 
 def _move(cv2, face: Face, greys: Sequence[np.ndarray]) -> Face:
-    """Return a face at its place in the second of two grey frames, its box within the frame."""
+    """Return a face at its position in the second of two grey frames, with its box clipped to the frame."""
     left, top, width, height = face.box
     steps = np.linspace(0.15, 0.85, _GRID)
     grid = np.stack(np.meshgrid(left + width * steps, top + height * steps), axis=-1).reshape(-1, 1, 2)

@@ -1,4 +1,4 @@
-"""Faces marked in pictures and videos, written as files or shown in a window."""
+"""Drawing of predicted faces on pictures and videos, which are written to files or shown in a window."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from dlfer.runs.files import choose_name, fold_name, replace_when_done
 from dlfer.runs.text import to_utf8
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
-"""White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
+"""RGB colours of labels: white on blue, contrast 6.9 to 1; white on grey, 6.2 to 1, if the classifier abstains."""
 
 _MOST_OF_JPEG = 65_500
-"""Pixels a side."""
+"""Maximum side of a JPEG in pixels."""
 
 MIN_SIDE = 240
-"""Pictures with a shorter side are enlarged to it, so that a label can be read."""
+"""Shorter side in pixels to which smaller pictures are enlarged, so that labels are readable."""
 
 _MAX_SIDE = 8192
-"""Pixels of the longer side to which such a picture is enlarged at most."""
+"""Maximum longer side in pixels of an enlarged picture."""
 
 
 def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool = True) -> np.ndarray:
-    """Return uint8 [H, W, 3] of a picture with its faces marked.
+    """Return a copy of a picture with its faces marked, uint8 [H, W, 3], possibly enlarged.
 
     Args:
         image: uint8 [H, W, 3].
-        faces: in it, as predicted.
-        enlarge: small pictures, such as crops of faces, to 240 pixels on the shorter side.
+        faces: the predicted faces in it.
+        enlarge: whether small pictures, such as face crops, are enlarged to at least 240 pixels on the shorter side.
     """
     scale = max(1, min(-(-MIN_SIDE // min(image.shape[:2])), _MAX_SIDE // max(image.shape[:2]))) if enlarge else 1
     picture = Image.fromarray(image)
@@ -66,15 +66,15 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
 
 
 _MOST_REPEATED = 100_000
-"""Frames, about an hour: a longer gap is a fault in the times of a video."""
+"""Number of frames, about an hour; a longer gap is taken for an error in a video's timestamps."""
 
 
 class VideoWriter:
-    """An mp4 video of `rate` frames a second, written frame by frame; it has its name when it is closed.
+    """A writer of an mp4 video with `rate` frames per second; the file appears at its path when it is closed.
 
     Attributes:
-        num_left_out: frames that came before the one before them was over.
-        num_gaps: gaps in the times that were too long to be true and are not in the video.
+        num_left_out: number of frames left out because they came before the previous frame was over.
+        num_gaps: number of implausibly long gaps in the timestamps, which were skipped.
     """
 
     def __init__(self, path: Path, *, rate: float) -> None:
@@ -88,14 +88,14 @@ class VideoWriter:
         self._last: np.ndarray | None = None
 
     def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
-        """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+        """Add a frame, uint8 [H, W, 3] RGB, of the same size as the first one.
 
-        With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
-        then, and a frame that comes before the last one is over is left out and counted. Behind a gap that is too long to
-        be true the video goes on at once.
+        If its time is given in `seconds`, it is shown at that time relative to the first frame: the previous frame is
+        repeated until then, and a frame that comes before the previous one is over is left out and counted. A gap of
+        more than `_MOST_REPEATED` frames is skipped.
 
         Raises:
-            DataError: another size, or the video cannot be written.
+            DataError: the frame has another size, or the video cannot be written.
         """
         cv2 = load_opencv()
         if self._writer is None:
@@ -118,7 +118,7 @@ class VideoWriter:
                 return
             num_repeated = place - self._num_written
             if num_repeated > _MOST_REPEATED:
-                # The times of all that follows have the same fault.
+                # All later timestamps have the same offset.
                 self._begin, num_repeated = self._begin + num_repeated / self._rate, 0
                 self.num_gaps += 1
             for _ in range(num_repeated):
@@ -131,11 +131,11 @@ class VideoWriter:
         self._num_written += 1
 
     def close(self) -> None:
-        """End the video; without a frame nothing was written.
+        """Finish the video; without any frame no file is written.
 
         Raises:
-            DataError: it cannot be read again, as when the disk became full: OpenCV does not tell.
-            OSError: it cannot be given its name.
+            DataError: the video cannot be read again, e.g. because the disk is full, which OpenCV does not report.
+            OSError: the file cannot be moved to its path.
         """
         if self._writer is None:
             return
@@ -152,7 +152,7 @@ class VideoWriter:
             self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind of a video that is not closed."""
+        """Abandon a video that is not closed, and delete its temporary folder."""
         if self._writer is not None:
             self._writer.release()
         if self._folder is not None:
@@ -165,7 +165,7 @@ class VideoWriter:
 
 
 def _make_place(path: Path) -> tempfile.TemporaryDirectory:
-    """Return a folder beside a file, or elsewhere if the path is not UTF-8, which OpenCV does not take."""
+    """Create a temporary folder beside a file, or elsewhere if the path is not UTF-8, which OpenCV does not accept."""
     is_plain = to_utf8(str(path.parent)) == str(path.parent)
     return tempfile.TemporaryDirectory(
         prefix=".dlfer-", dir=path.parent if is_plain else None, ignore_cleanup_errors=True
@@ -173,14 +173,14 @@ def _make_place(path: Path) -> tempfile.TemporaryDirectory:
 
 
 class Sketches:
-    """A folder of marked pictures (.jpg) and videos (.mp4), named after the inputs; -2, -3 ... where names meet.
+    """A writer of marked pictures (.jpg) and videos (.mp4) named after the inputs, with -2, -3 ... for equal names.
 
     Args:
-        folder: where they go.
-        force: whether files that are there are replaced.
+        folder: the output folder, which is created if it does not exist.
+        force: whether existing files are replaced.
 
     Attributes:
-        notes: a sentence for each video that could not take all frames.
+        notes: a sentence for each video with frames or gaps left out, and for each shrunk picture.
     """
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
@@ -195,10 +195,10 @@ class Sketches:
     def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
         """Write a picture, or the next frame of a video of which every `every`-th frame is predicted.
 
-        After an error the rest of a video is passed over.
+        After an error, the remaining frames of a video are ignored.
 
         Raises:
-            DataError, OSError, ValueError: it cannot be drawn, or a file that is there would be replaced.
+            DataError, OSError, ValueError: it cannot be drawn, or an existing file would be replaced.
         """
         frame = prediction.frame
         if frame.video is None:
@@ -219,7 +219,7 @@ class Sketches:
             raise
 
     def close(self) -> None:
-        """End the video that is being written."""
+        """Finish the video that is being written, if there is one."""
         writer, self._writer, self._video = self._writer, None, None
         if writer is None:
             return
@@ -256,7 +256,7 @@ class Sketches:
 
 
 def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:
-    """Return the name of a file for an input, and enter it among those that are taken."""
+    """Return a file name for an input that is not in `taken`, and add it there in folded form."""
     stem = Path(name.replace(":", "-")).stem
     chosen = choose_name(stem, suffix, taken, folder=folder) + suffix
     taken.add(fold_name(chosen))
@@ -264,7 +264,7 @@ def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> s
 
 
 def list_sketches(names: Iterable[str], folder: Path) -> list[Path]:
-    """Return all files that may be drawn of inputs; if some cannot be read, some of these are not."""
+    """Return the paths that may be written for inputs; fewer are written if some inputs cannot be read."""
     taken: set[str] = set()
     return [folder / choose_sketch(name, ".mp4" if is_video(name) else ".jpg", taken, folder=folder) for name in names]
 
@@ -277,7 +277,7 @@ def _load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 def _write_text(
     pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], *, font, colour, size: tuple[int, int]
 ) -> None:
-    """Write on a coloured ground above a place; below or left of it where the picture ends."""
+    """Draw a text on a coloured background above a position, moved down or left if it would leave the picture."""
     right, bottom = font.getbbox(text)[2:]
     width, height = right + 6, bottom + 6
     x = max(0.0, min(place[0], size[0] - width))
@@ -289,10 +289,10 @@ def _write_text(
 TITLE = "dlfer predict: q or Esc ends"
 
 _WINDOW_SIDE = 960
-"""Pixels of the longer side of a window at first; what is larger is shrunk to it."""
+"""Maximum longer side in pixels of a window when a picture is first shown; larger pictures are scaled down to it."""
 
 _POLL = 0.05
-"""Seconds after which a window that waits looks whether it was closed."""
+"""Seconds between checks of a waiting window for whether it was closed."""
 
 
 def check_window() -> None:
@@ -313,7 +313,7 @@ def check_window() -> None:
             "--show: there is no display (DISPLAY is not set). Run it in a desktop session or through ssh -X; or "
             "write the marked video with --draw DIR instead of --show."
         )
-    # Where the display cannot be reached, Qt ends the process: it is tried in another one.
+    # Qt ends the process if the display cannot be reached, so try it in another process.
     code = "import cv2; cv2.namedWindow('dlfer'); cv2.waitKey(1); cv2.destroyAllWindows()"
     tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, errors="replace", check=False)
     if tried.returncode:
@@ -325,7 +325,7 @@ def check_window() -> None:
 
 
 class Window:
-    """Shows pictures until a key is pressed, videos at most at their own speed, and cameras as they come."""
+    """A window that shows pictures until a key is pressed, videos at most at their own speed, and cameras live."""
 
     def __init__(self) -> None:
         self._cv2 = cv2 = load_opencv()
@@ -335,7 +335,7 @@ class Window:
         self._begin = 0.0
 
     def show(self, prediction: FramePrediction) -> bool:
-        """Show a picture or a frame; return whether to go on: not after q, Esc, or where the window was closed."""
+        """Show a picture or a frame; return whether to continue: False after q or Esc, or if the window was closed."""
         frame = prediction.frame
         marked = draw_faces(frame.image, prediction.faces, enlarge=frame.video is None)
         height, width = marked.shape[:2]
@@ -347,11 +347,11 @@ class Window:
         return self._wait(self._find_end(frame), until_key=frame.video is None)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the window."""
         self._cv2.destroyAllWindows()
 
     def _find_end(self, frame: Frame) -> float:
-        """Return until when a frame is shown, by the monotonic clock; what comes late is not caught up with."""
+        """Return the monotonic time until which a frame is shown; after a delay, later frames are not shown faster."""
         now = time.monotonic()
         if frame.video is None or frame.video.is_live:
             return now
@@ -372,7 +372,7 @@ class Window:
 
 
 def show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePrediction | BadInput]:
-    """Yield the results as they are shown, until the window is closed."""
+    """Yield each result and then show it, until the window is closed."""
     window = Window()
     try:
         for result in results:

@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 ENGINES = ("keras", "onnx", "openvino", "litert")
 AUTO = "auto"
-"""The engine that `dlfer.predict.engines` chooses."""
+"""Value of `--engine` that selects the fastest engine, see `choose_engine`."""
 
 
 class Engine(Protocol):
-    """What `FacePredictor` needs of a classifier; every `dlfer.model.classifier.Classifier` has it.
+    """The interface that `FacePredictor` requires of a classifier; `dlfer.model.classifier.Classifier` implements it.
 
     Attributes:
-        labels: in the order of the outputs.
-        channels: of the images, 1 or 3.
-        image_size: side in pixels of the square that the network sees.
-        crop: side of the central part of this square that it looks at, in 0..1; None: at the whole, or not known.
-        takes_any_size: whether images of any size go into the network; else they are resized to the one that it takes before.
-        aspect: how it makes squares of images that are not, see `dlfer.data.images.make_square`.
+        labels: class names in the order of the outputs.
+        channels: number of channels of the images, 1 or 3.
+        image_size: side in pixels of the network's square input.
+        crop: side of the central part of an image that the network sees, in 0..1; None: the whole image, or not known.
+        takes_any_size: whether the network takes images of any size; otherwise they are resized to its own size first.
+        aspect: how non-square images are made square, see `dlfer.data.images.make_square`.
         temperature_fit: the temperature and what it was fitted on, or None.
-        about: what the artifact tells of the training.
+        about: the artifact's record of its training.
     """
 
     labels: tuple[str, ...]
@@ -57,18 +57,19 @@ class Engine(Protocol):
     about: About
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return float32 [N, C] of uint8 [N, H, W, channels]."""
+        """Return class probabilities float32 [N, C] of images uint8 [N, H, W, channels]."""
         ...
 
 
 def load_model(name: str | Path) -> Engine:
-    """Load a trained model to predict with: by ONNX Runtime where it has its ONNX file, else by Keras.
+    """Load a trained model for prediction, with ONNX Runtime if its artifact has an ONNX file, else with Keras.
 
     Args:
-        name: of a shipped model, or a run, or an artifact's folder, or hf://ORG/NAME[@REVISION] of the Hugging Face hub.
+        name: a shipped model's name, a run, an artifact's folder, or hf://ORG/NAME[@REVISION] on the Hugging Face hub.
 
     Raises:
-        ModelError: nothing of that name, or a damaged artifact.
+        ModelError: there is no model of that name, or its artifact is damaged.
+        UserError: `name` is an exported model, which needs an engine.
 
     Example:
         >>> classifier = dlfer.load("lite2_96")
@@ -79,17 +80,16 @@ def load_model(name: str | Path) -> Engine:
 
 
 def load_engine(name: str | Path, engine: str | None = None) -> Engine:
-    """Load a classifier.
+    """Load a classifier that is run by the given engine.
 
     Args:
-        name: a model's name, a run or an artifact's folder; or, for another engine than keras, a folder that
-            `dlfer export` wrote.
-        engine: one of ENGINES; onnx is ONNX Runtime, openvino reads the same files. None: onnx where the artifact has its
-            ONNX file, else keras.
+        name: a model's name, a run or an artifact's folder; for engines other than keras, also a folder written by
+            `dlfer export`.
+        engine: one of ENGINES; openvino reads ONNX files, too. None: onnx if the artifact has an ONNX file, else keras.
 
     Raises:
-        UserError: another engine.
-        ModelError: no such model, or a damaged one.
+        UserError: an unknown engine, or an exported model without an engine.
+        ModelError: there is no such model, or it is damaged.
         EnvironmentProblem: the engine's package is not installed.
     """
     if engine is not None and engine not in ENGINES:
@@ -112,7 +112,7 @@ def _is_export(name: str | Path) -> bool:
 
 
 def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
-    """Return the folder of an artifact; with an engine named, None where there is none of that name."""
+    """Return the folder of an artifact; None if there is none and `engine` is given, since `name` may be an export."""
     try:
         return find_model(name)
     except ModelError:
@@ -126,11 +126,11 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
 
 
 class RuntimeModel(PictureModel, Engine):
-    """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`; and its folder."""
+    """A model run by a runtime other than Keras, without TensorFlow; it has the attributes of `Engine` and `folder`."""
 
     folder: Path
     _size: tuple[int, int] | None = None
-    """(H, W) of all images that it takes; None: any."""
+    """Fixed input size (H, W); None: any size."""
     _answer: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -138,13 +138,13 @@ class RuntimeModel(PictureModel, Engine):
         return self._size is None
 
     def _check_answer(self) -> None:
-        """Raise ModelError unless a grey picture has an answer: better now than after an hour of pictures."""
+        """Predict a uniform grey image, so that a broken model raises ModelError at once and not during a long job."""
         side = int(self.about.face_size or self.image_size)
         self.predict(np.full((1, side, side, self.channels), 128, np.uint8))
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C] of uint8 [N, H, W, channels], N at least 1."""
-        # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
+        """Return uncalibrated probabilities float32 [N, C] of images uint8 [N, H, W, channels], N at least 1."""
+        # Old exports of free size (no aspect in export.json) would stretch non-square images: make them square here.
         fit = make_square if self._size is None else partial(resize_all, size=self._size)
         images = fit(images, aspect=self.aspect)
         answers = [
@@ -162,14 +162,14 @@ class RuntimeModel(PictureModel, Engine):
 
 
 class ExportedModel(RuntimeModel):
-    """An exported model, computed by its own runtime.
+    """An exported model, run by the runtime of its format or by another one that supports the format.
 
     Args:
-        folder: that `dlfer export` wrote, of one format.
-        runtime: that computes it; None: the format's own.
+        folder: written by `dlfer export`, with one format.
+        runtime: one of OTHER_RUNTIMES for the format; None: the format's own.
 
     Raises:
-        ModelError: no export, a changed one, or one whose answers are not finite.
+        ModelError: it is not an export, its files were changed, or its outputs are not finite.
         EnvironmentProblem: the runtime is not installed.
     """
 
@@ -184,7 +184,7 @@ class ExportedModel(RuntimeModel):
         height, width = given.shape[1:3]
         self._size = (height, width) if height and width else None
         trained = record.about.trained or About()
-        # A model of one size takes crops of that size, which is that of the training images.
+        # A fixed input size is that of the training images, so faces are cropped at this size.
         size = min(self._size) if self._size else trained.face_size
         self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
         self.folder = Path(folder)
@@ -193,14 +193,14 @@ class ExportedModel(RuntimeModel):
 
 
 class ArtifactModel(RuntimeModel):
-    """A trained model, computed by ONNX Runtime (or OpenVINO) from the ONNX file in its artifact.
+    """A trained model, run by ONNX Runtime (or OpenVINO) from the ONNX file in its artifact.
 
     Args:
         folder: of the artifact.
         runtime: "openvino", or None for ONNX Runtime.
 
     Raises:
-        ModelError: a damaged artifact, one without an ONNX file, or one whose answers are not finite.
+        ModelError: the artifact is damaged or has no ONNX file, or the outputs are not finite.
         EnvironmentProblem: the runtime is not installed.
     """
 
@@ -222,22 +222,22 @@ class ArtifactModel(RuntimeModel):
 
     @cached_property
     def keras_classifier(self) -> Classifier:
-        """The same model as Keras computes it; loaded on first use, with the framework."""
+        """The same model run by Keras; the first access loads it, together with the framework."""
         from dlfer.model.families import load_artifact
 
         return load_artifact(self.folder)
 
     @property
     def network(self) -> keras.Model | None:
-        """The Keras model, loaded on first use; None where it is no single network."""
+        """The Keras model, loaded on first access; None if the classifier is not a single network."""
         return self.keras_classifier.network
 
 
 def find_export(name: str | Path, engine: str) -> Path:
-    """Return the folder of an export for an engine: `name` itself, or the format's folder in it.
+    """Return the folder of an export for an engine: `name` itself, or its subfolder for a suitable format.
 
     Raises:
-        ModelError: none is there, or it is of another format.
+        ModelError: there is no export, or it has another format.
     """
     onnx = ("onnx", "onnx-int8")
     formats = {"onnx": onnx, "openvino": onnx, "litert": ("litert", "litert-int8")}[engine]
@@ -255,7 +255,7 @@ def find_export(name: str | Path, engine: str) -> Path:
 
 
 NUM_FACES = 16
-"""That are compared, and the most at a time by which an engine is timed."""
+"""Number of drawn faces on which engines are compared, and largest batch size with which they are timed."""
 LARGEST_DIFFERENCE = 1e-4
 ROUNDS = 3
 FORMATS = ("litert", "onnx", "litert-int8", "onnx-int8")
@@ -263,14 +263,14 @@ FORMATS = ("litert", "onnx", "litert-int8", "onnx-int8")
 
 @dataclass(frozen=True)
 class Trial:
-    """What an engine did.
+    """The result of comparing an engine with the reference, and of timing it.
 
     Attributes:
-        name: "onnx" of the model's own file, "keras", a format of an export, or another runtime of one of them.
-        engine: it, or None where it is not taken.
-        difference: the largest of a probability to the model's own, 0 of itself.
-        milliseconds: for a face; infinite where it is not taken.
-        refused: why it is not taken, or None.
+        name: "onnx" for the artifact's ONNX file, "keras", the format of an export, or another runtime for one of them.
+        engine: the loaded engine, or None if it was refused.
+        difference: largest absolute difference of a probability from the reference; 0 for the reference itself.
+        milliseconds: time per face; infinite if it was not measured.
+        refused: why the engine was refused, or None.
     """
 
     name: str
@@ -283,20 +283,20 @@ class Trial:
 def choose_engine(
     name: str, *, num_faces: int = 64, any_size: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> Engine:
-    """Return the fastest engine of a model that answers as the model itself does, and say which one it is, and why.
+    """Return the fastest engine that gives the same predictions as the model itself, and report the choice.
 
-    The model itself is its ONNX file, by ONNX Runtime; or Keras, where it has none. Compared with it are OpenVINO, where
-    that is installed, and the exports that `dlfer export` made of this very model: their export.json has its checksums.
-    One is taken where no calibrated probability of drawn faces differs by more than 1e-4, and all labels are the same.
+    The reference is the artifact's ONNX file run by ONNX Runtime, or Keras if there is no such file. The candidates are
+    OpenVINO, if installed, and exports of this very model, recognised by the checksums in their export.json. One is
+    accepted if no calibrated probability on drawn faces differs by more than 1e-4 and all predicted labels agree.
 
     Args:
         name: a model's name, a run or an artifact's folder.
-        num_faces: that will be predicted at a time.
-        any_size: whether images of several sizes will come; an export of one size answers those otherwise than the model.
-        say: told the choice in one line.
+        num_faces: number of faces that will be predicted per batch.
+        any_size: whether images of several sizes will come; exports of one size are excluded, as results would differ.
+        say: receives one line that reports the choice.
 
     Raises:
-        ModelError: no such model, or a damaged one.
+        ModelError: there is no such model, or it is damaged.
     """
     folder = find_model(name)
     model = load_engine(str(folder))
@@ -311,7 +311,7 @@ def choose_engine(
             **openers,
             **{runtime: partial(ArtifactModel, folder, runtime=runtime) for runtime in OTHER_RUNTIMES["onnx"]},
         }
-        openers.pop("onnx", None)  # of the same network
+        openers.pop("onnx", None)  # the same network as the reference
     elif not openers:
         places = " or ".join(str(place) for place in list_places(folder))
         say(
@@ -333,12 +333,12 @@ def choose_engine(
 
 
 def list_places(folder: Path) -> list[Path]:
-    """Return the folders in which exports of an artifact are looked for, in any depth of one or two."""
+    """Return the folders that are searched, one and two levels deep, for exports of an artifact."""
     return [Path("exports"), folder / "exports"]
 
 
 def find_exports(folder: Path) -> dict[str, Path]:
-    """Return the folder of the newest export of each format that was made of the artifact in `folder`."""
+    """Return format -> folder of the newest export that was made of the artifact in `folder`."""
     checksums = read_artifact_record(folder).sha256
     files = [
         file for place in list_places(folder) for depth in ("*", "*/*") for file in place.glob(f"{depth}/{EXPORT_FILE}")
@@ -348,14 +348,14 @@ def find_exports(folder: Path) -> dict[str, Path]:
         try:
             record = ExportRecord.require(file.parent)
         except ModelError:
-            continue  # of which model it is an export is not known
+            continue  # an invalid record does not say which model was exported
         if record.about.artifact_sha256 == checksums and record.format in FORMATS:
             found[record.format] = file.parent
     return {form: found[form] for form in FORMATS if form in found}
 
 
 def draw_faces(engine: Engine) -> np.ndarray:
-    """Return drawn faces of each expression as a model gets them, uint8 [NUM_FACES, S, S, channels]."""
+    """Return drawn faces of all expressions in a model's input format, uint8 [NUM_FACES, S, S, channels]."""
     rng = np.random.default_rng(0)
     drawn = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(NUM_FACES)]
     side = int(engine.about.face_size or engine.image_size)
@@ -366,7 +366,7 @@ def draw_faces(engine: Engine) -> np.ndarray:
 def _compare(
     name: str, opener: Callable[[], RuntimeModel], faces: np.ndarray, expected: np.ndarray, *, any_size: bool
 ) -> Trial:
-    """Return whether another engine of the model answers as it should."""
+    """Load a candidate engine and return its trial: refused unless it reproduces the expected probabilities."""
     try:
         engine = opener()
     except EnvironmentProblem:
@@ -383,7 +383,7 @@ def _compare(
 
 
 def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:
-    """Return the trials with the time that each takes for a face: the least of several rounds, by turns."""
+    """Return the trials with their times per face: the minimum over `ROUNDS` rounds in which the engines take turns."""
     taken = [trial for trial in trials if trial.engine is not None]
     seconds: dict[str, list[float]] = {trial.name: [] for trial in taken}
     for _ in range(ROUNDS + 1):
@@ -391,7 +391,7 @@ def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:
             start = time.perf_counter()
             trial.engine.predict(faces, batch_size=len(faces), calibrated=True)
             seconds[trial.name].append(time.perf_counter() - start)
-    # The first round is a warm-up. Other programs can only make an engine look slower: so the least, not the mean.
+    # The first round is a warm-up. Other programs can only slow an engine down, hence the minimum instead of the mean.
     return [
         Trial(trial.name, trial.engine, trial.difference, 1000 * min(seconds[trial.name][1:]) / len(faces))
         if trial.name in seconds
@@ -401,14 +401,14 @@ def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:
 
 
 def measure_speed(name: str | Path, *, num_faces: int = NUM_FACES) -> SpeedRecord:
-    """Measure how long a model takes for a face on this machine, by the engine that `load_model` chooses.
+    """Measure the time per face of a model on this machine, with the engine that `load_model` chooses.
 
     Args:
-        name: of a model.
-        num_faces: drawn faces that are predicted at a time; at most `NUM_FACES`.
+        name: a model's name, a run or an artifact's folder.
+        num_faces: batch size, at most `NUM_FACES`; the faces are drawn.
 
     Raises:
-        ModelError: no such model, or a damaged one.
+        ModelError: there is no such model, or it is damaged.
     """
     engine = load_engine(name)
     kind = "ONNX Runtime" if isinstance(engine, RuntimeModel) else "Keras"
@@ -420,7 +420,7 @@ def measure_speed(name: str | Path, *, num_faces: int = NUM_FACES) -> SpeedRecor
 
 
 def describe_choice(best: Trial, trials: Sequence[Trial], batch: int) -> str:
-    """Say in one line which engine was taken, and what the others did."""
+    """Return one line with the chosen engine, its time, and the times or refusals of the others."""
     others = [
         f"{trial.name} {trial.refused or f'{trial.milliseconds:.3g}'}" for trial in trials if trial.name != best.name
     ]

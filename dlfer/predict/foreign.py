@@ -1,10 +1,10 @@
-"""Models that others made, as one file: what goes into them is described in words, and what comes out by its labels.
+"""External models in a single file, whose input is described by a few words and whose outputs are described by labels.
 
     "48x48 gray /255"                    height x width, colours, how pixels of 0..255 are scaled
     "224x224 rgb /255 mean=0.485,0.456,0.406 std=0.229,0.224,0.225 nchw"
 
-The words may come in any order. The file is held against them when it is opened: nothing is guessed from its answers.
-TensorFlow is loaded for Keras' files alone.
+The words may have any order. The file is checked against them when it is opened; nothing is inferred from its outputs.
+TensorFlow is loaded only for Keras files.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dlfer.quiet import keep_back_stderr
 
 SUFFIXES = (".onnx", ".tflite", ".h5", ".hdf5", ".keras")
 OUTPUTS = ("softmax", "logits", "sigmoid")
-"""What the numbers that come out are: probabilities of one class, what softmax makes them from, or of each class alone."""
+"""Kinds of outputs: probabilities that sum to one, logits, or an independent probability for each class."""
 BATCH = 64
 LARGEST_SIDE = 4096
 TOLERANCE = 1e-2
 ROUNDING = 1 / 512
-"""Rows of a softmax in float16 or eight bits, whose steps are 1/256, sum to one only nearly: each of its values is off by `ROUNDING`
-at most. They are divided by their sum."""
+"""Maximum error of a softmax output in float16 or 8 bits, whose steps are 1/256: rows sum to one only approximately,
+and are divided by their sum."""
 NUM_TIMED = 30
 _FORM = (
     'expected e.g. "48x48 gray /255": height x width; gray, rgb or bgr; a scaling of the pixels 0..255 (/255, -1..1, 0..1, or '
@@ -47,15 +47,15 @@ _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 
 @dataclass(frozen=True)
 class InputDescription:
-    """What a model takes: ((x * scale) - mean) / std of pixels x in 0..255.
+    """The input that a model expects: ((x * scale) - mean) / std for pixels x in 0..255.
 
     Attributes:
-        text: as it was given.
+        text: the description as it was given.
         height, width: in pixels.
         colours: "gray", "rgb" or "bgr".
         scale: factor of the pixels.
         mean, std: one number, or one for each channel in the order of `colours`.
-        layout: "nhwc", "nchw", or None: as the file tells.
+        layout: "nhwc", "nchw", or None: determined from the file.
     """
 
     text: str
@@ -69,11 +69,11 @@ class InputDescription:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Number of channels, 1 or 3."""
         return _COLOURS[self.colours]
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 [N, height, width, channels], scaled, of uint8 images [N, H, W, 1 or 3]."""
+        """Resize and scale images uint8 [N, H, W, 1 or 3] to the input float32 [N, height, width, channels]."""
         images = resize_all(match_channels(images, self.channels), (self.height, self.width))
         images = images[..., ::-1] if self.colours == "bgr" else images
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
@@ -81,10 +81,10 @@ class InputDescription:
 
 
 def parse_input(text: str) -> InputDescription:
-    """Return what words like "48x48 gray /255" say.
+    """Parse an input description such as "48x48 gray /255".
 
     Raises:
-        UserError: a word is not known, is missing or comes twice; the message names it and the form.
+        UserError: a word is unknown, missing or repeated; the message names it and the expected form.
     """
     found: dict[str, Any] = {}
     for word in text.split():
@@ -110,7 +110,7 @@ def parse_input(text: str) -> InputDescription:
 
 
 def _read_word(word: str, text: str) -> dict[str, Any]:
-    """Return what one word of a description says, as one key with its value."""
+    """Parse one word of a description into a dictionary with one key."""
     plain = word.casefold()
     if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", plain):
         size = int(match[1]), int(match[2])
@@ -135,14 +135,14 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """An external model, opened.
+    """An external model that has been opened.
 
     Attributes:
         path: of the file.
-        given: what it takes.
-        runtime: that runs it.
-        answer: prepared images float32 [N, height, width, channels] to its outputs, float [N, C].
-        batch: how many images it takes at a time; None: any number.
+        given: the input that it expects.
+        runtime: name of the runtime that runs it.
+        answer: function of prepared images float32 [N, height, width, channels] that returns outputs float [N, C].
+        batch: fixed number of images per call; None: any number.
     """
 
     path: Path
@@ -154,36 +154,36 @@ class ForeignModel:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels that images of several sizes are brought to."""
+        """Side in pixels to which images of several sizes are resized."""
         return max(self.given.height, self.given.width)
 
     def compute_outputs(self, images: np.ndarray) -> np.ndarray:
-        """Return what comes out, float32 [N, C], for uint8 images [N, H, W, 1 or 3].
+        """Return the outputs, float32 [N, C], for images uint8 [N, H, W, 1 or 3].
 
         Raises:
-            ModelError: outputs are NaN or infinite.
+            ModelError: the model cannot be run, or outputs are NaN or infinite.
         """
         size = self.batch or BATCH
         found = []
         for start in range(0, len(images), size):
             part = self.given.prepare(images[start : start + size])
             missing = size - len(part) if self.batch else 0
-            # A fixed number of images is filled up by the last one.
+            # Pad a fixed batch by repeating the last image.
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
             found.append(self.run(filled)[: len(part)])
         return check_finite(np.concatenate(found), str(self.path))
 
     def run(self, prepared: np.ndarray) -> np.ndarray:
-        """Return what comes out, float32 [N, C], for prepared images, as many as the file takes.
+        """Return the outputs, float32 [N, C], for prepared images, as many as the file accepts.
 
         Raises:
-            ModelError: the runtime cannot compute it, or another number of answers comes out.
+            ModelError: the runtime raises an error, or returns another number of outputs.
         """
         try:
             outputs = np.asarray(self.answer(prepared), np.float32)
         except UserError:
             raise
-        except Exception as error:  # of whatever runtime, at numbers or shapes that its network does not take
+        except Exception as error:  # any runtime's, for values or shapes that the network does not accept
             raise ModelError(
                 f'{self.path}: cannot answer arrays of the shape {list(prepared.shape)} that --input "{self.given.text}" makes '
                 f"({type(error).__name__}: {shorten(error, self.path)})."
@@ -195,7 +195,7 @@ class ForeignModel:
         return outputs
 
     def time_one(self, images: np.ndarray) -> float:
-        """Return the median of the milliseconds that one image takes alone, preparation included."""
+        """Return the median time in milliseconds for a single image, including its preparation."""
         self.compute_outputs(images[:1])
         taken = []
         for index in range(min(NUM_TIMED, len(images))):
@@ -206,15 +206,15 @@ class ForeignModel:
 
 
 def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarray:
-    """Return probabilities float32 [N, C], rows sum to one, of what a model gave.
+    """Convert a model's outputs to probabilities float32 [N, C] whose rows sum to one.
 
     Args:
         outputs: float [N, C].
         kind: one of OUTPUTS.
-        where: the file, for the message.
+        where: the file, for error messages.
 
     Raises:
-        ModelError: the outputs are not what `kind` says.
+        ModelError: the outputs are not of the given kind.
     """
     values = np.asarray(outputs, np.float64)
     if kind == "logits":
@@ -235,15 +235,15 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
 
 
 def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> ForeignModel:
-    """Return an external model, checked against the described input and labels.
+    """Open an external model, and check it against the described input and the number of labels.
 
     Args:
-        path: by its ending one of SUFFIXES.
-        num_labels: how many numbers come out for an image.
+        path: of a file with one of SUFFIXES.
+        given: the described input.
+        num_labels: expected number of outputs per image.
 
     Raises:
-        ModelError: the file is not there or damaged, takes something else, gives another number of outputs, or cannot answer
-            a black picture.
+        ModelError: the file is missing or damaged, has another input or number of outputs, or fails for a black image.
         EnvironmentProblem: its runtime is not installed.
     """
     path = Path(path)
@@ -254,7 +254,7 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
         opened = opener(path, given, num_labels)
     except (UserError, ImportError):
         raise
-    except Exception as error:  # runtimes raise nearly anything at a file that they do not know
+    except Exception as error:  # runtimes raise almost any exception for an invalid file
         raise ModelError(
             f"{path}: the runtime cannot open it ({type(error).__name__}: {shorten(error, path)})."
         ) from error
@@ -264,13 +264,13 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
         try:
             opened.run(prepared)
         except ModelError:
-            # A file may say that it takes any number, and take one.
+            # A file may declare any number of images and accept only one.
             opened = replace(opened, batch=1)
     return opened
 
 
 def _match_shape(path: Path, given: InputDescription, shape: Sequence[Any]) -> tuple[str, int | None]:
-    """Return the layout and the fixed number of images of an input; None: any number."""
+    """Return the layout of an input and its fixed batch size, or None for any size."""
     sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
     wanted = {
         "nhwc": (given.height, given.width, given.channels),
@@ -292,7 +292,7 @@ def _match_shape(path: Path, given: InputDescription, shape: Sequence[Any]) -> t
 
 
 def _choose_output(path: Path, shapes: Sequence[Sequence[Any]], num_labels: int) -> int:
-    """Return which output has a number for each label."""
+    """Return the index of the output that has one number for each label."""
     fitting = [
         index
         for index, shape in enumerate(shapes)
@@ -309,7 +309,7 @@ def _choose_output(path: Path, shapes: Sequence[Sequence[Any]], num_labels: int)
 
 
 def _check_outputs(path: Path, outputs: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return outputs as [N, C]; their number was not known when the file was opened."""
+    """Return outputs as [N, C], after checking C, which a file need not declare."""
     outputs = np.asarray(outputs)
     outputs = outputs.reshape(len(outputs) if outputs.ndim else 1, -1)
     if outputs.shape[1] != num_labels:
@@ -324,7 +324,7 @@ def _arrange(images: np.ndarray, layout: str) -> np.ndarray:
 
 
 def _to_integers(path: Path, given: InputDescription, dtype: np.dtype, images: np.ndarray) -> np.ndarray:
-    """Return pixels as the whole numbers that a model takes without a scale of its own."""
+    """Return pixels as uint8 for a model whose integer input has no quantisation scale."""
     if dtype != np.uint8 or (given.scale, given.mean, given.std) != (1.0, (0.0,), (1.0,)):
         raise ModelError(f'{path}: takes {dtype}, expected float32; for uint8 use 0..255 in --input "{given.text}".')
     return images.astype(np.uint8)
@@ -334,7 +334,7 @@ def _open_onnx(path: Path, given: InputDescription, num_labels: int) -> ForeignM
     check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, too
+    options.log_severity_level = 4  # errors are also raised
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1:
@@ -382,7 +382,7 @@ def _open_litert(path: Path, given: InputDescription, num_labels: int) -> Foreig
 
 
 def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """Return images in the numbers that a LiteRT file takes."""
+    """Return images in the dtype and quantisation of a LiteRT file's input."""
     dtype, (scale, zero) = np.dtype(detail["dtype"]), detail["quantization"]
     if dtype.kind == "f":
         return images.astype(dtype)
@@ -390,7 +390,7 @@ def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], image
         return _to_integers(path, given, dtype, images)
     limits, steps = np.iinfo(dtype), np.round(images / scale + zero)
     low, high = ((limit - zero) * scale for limit in (limits.min, limits.max))
-    # A little is cut off on purpose where a file was calibrated; far beyond, another scaling was meant.
+    # Calibration clips a few values on purpose; values far out of range indicate a wrong --input scaling.
     if images.size and not (2 * low - high <= images.min() and images.max() <= 2 * high - low):
         raise ModelError(
             f'{path}: --input "{given.text}" makes numbers from {images.min():.3g} to {images.max():.3g}, and the file takes '
@@ -400,7 +400,7 @@ def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], image
 
 
 def _open_keras(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:
-    """Open a model of Keras' own layers; its config is looked through before anything of it is built."""
+    """Open a model of Keras' built-in layers; its configuration is checked before anything is built from it."""
     from dlfer.model.weights_file import check_keras_file
 
     check_keras_file(path)

@@ -1,4 +1,4 @@
-"""The work of `dlfer predict`: inputs to a table, with pictures and videos in which the faces are marked."""
+"""The work of `dlfer predict`: predict inputs, and write a table and pictures and videos with marked faces."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the work as Ctrl-C does, so that what is done until then is written.
+    """Make SIGTERM and SIGHUP end the work as Ctrl-C does, so that the results until then are written.
 
-    A signal that is ignored, as under nohup, stays so; on another thread than the main one nothing is changed.
+    A signal that is ignored, as under nohup, stays ignored; on threads other than the main one nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,7 +45,7 @@ def interrupt_on_signals() -> Iterator[None]:
     names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in names}
     for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):  # the command line's own handler ends at once
+        if handler not in (signal.SIG_IGN, None):  # the command line's own handler would exit at once
             signal.signal(number, _end)
     try:
         yield
@@ -61,21 +61,20 @@ NOT_REACHED = "not reached before the job ended"
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """What is asked for.
+    """The options of a prediction job.
 
     Attributes:
         model: a model's name, a run, or a folder; None: the default model.
-        out: the table; None: stdout.
-        draw: folder of marked pictures and videos, or None.
+        out: path of the table; None: stdout.
+        draw: folder for marked pictures and videos, or None.
         faces, detector_size: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
-        smooth: see `predict_inputs`.
-        detect_every: see `predict_inputs`.
+        smooth, detect_every: see `predict_inputs`.
         every, seconds: see `read_video`.
-        show: whether what is predicted is shown in a window, see `Window`.
-        force: whether files that are there, but for inputs, are replaced.
-        max_megapixels: pictures with more are refused.
+        show: whether predictions are shown in a window, see `Window`.
+        force: whether existing files, except inputs, are replaced.
+        max_megapixels: larger pictures are refused.
     """
 
     model: str | None = None
@@ -96,16 +95,16 @@ class PredictionJob:
 
 
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
-    """Predict files, write the table and the marked pictures; return how many inputs could not be read or drawn.
+    """Predict files, write the table and the marked pictures, and return the number of inputs not read or not drawn.
 
-    `names` are as of `list_inputs`; `say` is told what a reader of the results has to know, and what failed.
+    `names` are those of `list_inputs`; `say` receives what a reader of the results has to know, and what failed.
 
     Raises:
-        UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something.
-        OSError: the table cannot be written; the rows until then stand in it, but of parquet.
+        UserError, ModelError, EnvironmentProblem: the job cannot start, e.g. because an output would replace a file.
+        OSError: the table cannot be written completely; except for parquet, the rows until then are kept.
     """
     choose_form(job.out)
-    # A list on stdin may be endless; what is named is counted first, for the time left.
+    # A list on stdin may be endless; named inputs are counted first, to estimate the time left.
     tally = Tally()
     listed, is_list = list_inputs(names, stdin=sys.stdin, tally=tally), "-" in names
     files = listed if is_list else list(listed)
@@ -145,7 +144,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
 def _open_predictor(
     job: PredictionJob, num_pictures: int | None, *, has_videos: bool, say: Callable[[str], None]
 ) -> tuple[FacePredictor, dict[str, Any]]:
-    """Return what predicts, and what a reader of its answers has to know, which is said as well."""
+    """Return the predictor and the description of its predictions, and report the latter by `say`."""
     classifier = _open_engine(job, num_pictures, say=say)
     predictor = FacePredictor(
         classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
@@ -158,7 +157,7 @@ def _open_predictor(
 
 
 def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -> None:
-    """Check that nothing is written over an input, or over another file unless that is allowed."""
+    """Check that no output replaces an input, or another existing file unless `job.force` is set."""
     inputs = [name for name in known if not name.startswith(CAMERA)]
     if has_list and job.force and job.draw is not None:
         raise UserError(
@@ -172,7 +171,7 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
 
 
 def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
-    """Return what computes; of videos and lists the number of pictures is not known, and they are many."""
+    """Load the engine; "auto" chooses one for `num_pictures`, or for 64 if that is None (a list) or 0 (videos)."""
     name = str(find_default_model() if job.model is None else job.model)
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
@@ -184,11 +183,11 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
 
 
 class _Outcome:
-    """What became of a job: what could not be read, and what was predicted and could not be drawn.
+    """The failures of a job: inputs that could not be read, and predicted ones that could not be drawn.
 
     Args:
-        tally: counted the inputs; it is told which could not be read, and which the job did not come to.
-        every: frames of videos, see `PredictionJob`.
+        tally: the counts of the inputs; those that could not be read or were not reached are added as left out.
+        every: see `PredictionJob`.
     """
 
     def __init__(self, tally: Tally, *, every: int) -> None:
@@ -201,11 +200,11 @@ class _Outcome:
         self._last: tuple[str, object] = ("", None)
 
     def write_all(self, results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None) -> None:
-        """Write every result. Ctrl-C and a full disk end the table where it is, and go on to the caller."""
+        """Write every result. After Ctrl-C or an OSError, such as a full disk, finish the table and raise again."""
         try:
             for result in results:
                 if isinstance(result, BadInput):
-                    # What is known is named at the end, even where no row of it can be written.
+                    # Counted first: it is then reported at the end even if its row cannot be written.
                     self._count(result)
                 table.write(result)
                 if isinstance(result, FramePrediction):
@@ -223,9 +222,9 @@ class _Outcome:
             raise
 
     def tell(self, say: Callable[[str], None]) -> None:
-        """Say what was counted, and name what failed: the first ones, and how many there are."""
+        """Report the counts by `say`, and the failures: the first ones, and their number."""
         self._count_missed()
-        # What was not read is named below, with the reason.
+        # Inputs that could not be read are listed below, with the reason.
         counts = [line for line in self._tally.describe() if not line.startswith(f"Left out, {NOT_READ}:")]
         for line in [*self.notes, *counts]:
             say(line)
@@ -236,7 +235,7 @@ class _Outcome:
                 say(f"{len(failed):,} of the inputs could not be {what}.")
 
     def _count(self, result: FramePrediction | BadInput) -> None:
-        """Count an input when its first result comes; a video that ends with an error was counted with its first frame."""
+        """Count an input at its first result; a video that ends with an error was counted at its first frame."""
         name = result.name if isinstance(result, BadInput) else result.frame.name
         video = None if isinstance(result, BadInput) else result.frame.video
         is_same = (
@@ -252,7 +251,7 @@ class _Outcome:
     def _draw(self, result: FramePrediction, sketches: Sketches) -> None:
         try:
             sketches.add(result, every=self._every)
-        except Exception as error:  # of whatever encoder: one picture does not end the job
+        except Exception as error:  # encoders raise any type, and one picture must not end the job
             self._note(result.frame.name, error)
 
     def _end(self, table: Table, sketches: Sketches | None) -> None:
@@ -262,7 +261,7 @@ class _Outcome:
         table.close([*self.unread, *self.undrawn], self._tally.as_record())
 
     def _count_missed(self) -> None:
-        """Count the inputs that the job did not come to as left out; those of them that were counted are not counted again."""
+        """Count the inputs that the job did not reach as left out, except those counted by an earlier call."""
         others = sum(reason.n for reason in self._tally.list_left_out() if reason.reason != NOT_READ)
         missed = self._tally.seen - others - self._num_done
         if missed > 0:
@@ -283,7 +282,7 @@ class _Outcome:
 
 
 def describe_failure(error: Exception) -> str:
-    """Return what is wrong with one item, in words; the kind of an error that is not dlfer's own stands before it."""
+    """Return the message of an item's error, preceded by its type unless it is a DlferError or an OSError."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: {shorten(error)}"
@@ -292,7 +291,7 @@ def describe_failure(error: Exception) -> str:
 def _report_progress(
     results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
-    """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
+    """Yield the results and show the progress; `num_pictures` is None if a list on stdin makes it unknown."""
     progress = ConsoleListener()
     num_done = 0
     try:

@@ -1,4 +1,4 @@
-"""Pictures, folders, globs, videos, cameras and lists on stdin as frames of pixels, decoded ahead."""
+"""Reading of pictures, folders, globs, videos, cameras and lists on stdin as frames, decoded ahead on a thread."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from dlfer.errors import DataError, EnvironmentProblem, shorten
 from dlfer.predict.video import FORBIDDEN, Video, check_name, is_video, read_video
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
-"""Pillow's names of what is read from bytes, which may be a stranger's; PPM is .pgm and .ppm. TIFF is not: its decoder
-has the longest list of holes. Files of one's own are read in all formats of `dlfer.data.images`."""
+"""Pillow's names of the formats read from bytes, which may be untrusted; PPM covers .pgm and .ppm. TIFF is not
+read: its decoder has the longest list of vulnerabilities. Local files may have all formats of `dlfer.data.images`."""
 
 MAX_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 2**31
-"""Of contents, and of a file of one's own."""
+"""Size limits in bytes: for contents given as bytes, and for a local file."""
 
 
 def read_image(
@@ -47,19 +47,19 @@ def read_image(
 ) -> np.ndarray:
     """Return the pixels of a picture, upright, as uint8 [H, W, 3] (RGB).
 
-    The type is told from the first bytes, never from the name; the size is read in the header before
-    anything is decoded. The orientation in the EXIF data is applied, an animation gives its first
-    frame, transparency is laid over white, and more than 8 bits are scaled by the range that the file names.
+    The format is determined by the first bytes, never by the name, and the size is read from the header before
+    anything is decoded. The EXIF orientation is applied, an animation gives its first frame, transparency is
+    composited on white, and values of more than 8 bits are scaled by the range that the file declares.
 
     Args:
         source: a file's path, or its contents.
-        name: what the picture is called in errors; the path, or "the picture".
-        max_pixels: of width x height; more is refused undecoded. None: 200 million of a file, 50 million of contents.
-        max_bytes: of the file; more is refused unread. None: 2 GiB of a file, 64 MiB of contents.
+        name: name of the picture in errors; None: the path, or "the picture".
+        max_pixels: maximum width x height, checked before decoding; None: 200 million for a path, 50 million otherwise.
+        max_bytes: maximum size, checked before reading; None: 2 GiB for a path, 64 MiB for contents.
 
     Raises:
-        DataError: no such file, another type, damaged, too small (below 8 pixels a side) or too large, or more than
-            8 bits of which the file does not tell the range.
+        DataError: the file does not exist, has another format, is damaged, too small (below 8 pixels a side) or too
+            large, or has more than 8 bits without declaring their range.
 
     Example:
         >>> read_image("photo.jpg").shape
@@ -117,7 +117,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
-    """Return what a step of Pillow gives; decoders of damaged files raise nearly anything."""
+    """Return the result of a call of Pillow; raise DataError for its errors, which may be of almost any type."""
     try:
         return step()
     except (DataError, MemoryError):
@@ -127,7 +127,7 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: found more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink the picture.") from error
     except Exception as error:
-        # Of contents that Pillow does not know it says only where they are in memory.
+        # For contents of an unknown format, Pillow's message has only their memory address.
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({shorten(error, name) or type(error).__name__})"
         raise DataError(
             f"{name}: {problem}{why}. Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
@@ -136,30 +136,30 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
 
 
 AHEAD = 4
-"""Pictures that are decoded ahead; each takes 3 bytes a pixel."""
+"""Number of pictures that are decoded ahead; each takes 3 bytes per pixel."""
 
 PATIENCE = 2.0
-"""Seconds; a camera, or a list that somebody types, may hang for longer."""
+"""Seconds to wait for a reading thread to end; a camera, or a list typed by hand, may block it for longer."""
 
 NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
 NOT_READ = "unreadable or incomplete"
 
 _CHUNK = 65_536
-"""Bytes of a list that are read at once, at most."""
+"""Maximum number of bytes of a list that are read at once."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture, or one of a video.
+    """A picture, or a frame of a video.
 
     Attributes:
-        name: as it was given, or the file's path in the folder that was given.
+        name: the input as it was given, or the path of the file in a given folder.
         image: uint8 [H, W, 3], RGB, upright.
-        index: of the frame in its video, from 0; None of a picture.
-        seconds: its time in the video; None of a picture.
-        video: the video; None of a picture.
+        index: of the frame in its video, from 0; None for a picture.
+        seconds: time of the frame in its video; None for a picture.
+        video: the video; None for a picture.
     """
 
     name: str
@@ -171,11 +171,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class BadInput:
-    """What was asked for and cannot be had.
+    """An input that could not be read, or not completely.
 
     Attributes:
         name: as in `Frame`.
-        error: what is wrong, with the name, in a sentence.
+        error: a sentence with the name and the problem.
     """
 
     name: str
@@ -185,14 +185,14 @@ class BadInput:
 def list_inputs(
     names: Iterable[str], *, stdin: TextIO | None = None, tally: Tally | None = None
 ) -> Iterator[str | BadInput]:
-    """Yield the files (and cameras) that are meant by names, in order; a name that means nothing as a `BadInput`.
+    """Yield the files and cameras that names refer to, in order; a folder or glob without any gives a `BadInput`.
 
     Args:
-        names: files; folders, in which pictures and videos are searched for at any depth, hidden ones left
-            out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line,
-            or with zero bytes between them.
-        stdin: where "-" reads.
-        tally: counts the files and names that are seen, and those of folders that are neither pictures nor videos.
+        names: files; folders, which are searched for pictures and videos at any depth, without hidden ones and
+            sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, with one name per line,
+            or separated by NUL bytes.
+        stdin: the stream that is read for "-".
+        tally: counts the files and names that are seen, and files in folders that are neither pictures nor videos.
     """
     tally = Tally() if tally is None else tally
     for name in names:
@@ -213,16 +213,16 @@ def list_inputs(
 
 
 def _split_list(stream: TextIO | None) -> Iterator[str]:
-    """Yield the names of a list as they arrive: those between zero bytes, as of `find -print0`, where it begins with such, else its lines.
+    """Yield the names of a list as they arrive, separated by NUL bytes, as by `find -print0`, or else by newlines.
 
-    A mark of byte order at its beginning, which some programs write, belongs to no name.
+    The first chunk that arrives decides which it is. A byte order mark at the beginning is removed.
     """
     if stream is None:
         return
     rest, end = b"", b""
     while chunk := stream.buffer.read1(_CHUNK):
         if not end:
-            # Between zero bytes a name may hold the end of a line.
+            # Names that are separated by NUL bytes may contain newlines.
             chunk, end = chunk.removeprefix(codecs.BOM_UTF8), b"\0" if b"\0" in chunk else b"\n"
         *whole, rest = (rest + chunk).split(end)
         yield from (_decode_entry(entry, stream, end) for entry in whole)
@@ -234,7 +234,7 @@ def _decode_entry(entry: bytes, stream: TextIO, end: bytes) -> str:
 
 
 def _describe_nothing(name: str) -> str:
-    """Return why a folder or a glob stands for no file."""
+    """Return why a folder or a glob gives no file."""
     if not os.path.isdir(name):
         return "nothing matches."
     if not os.access(name, os.R_OK | os.X_OK):
@@ -245,16 +245,16 @@ def _describe_nothing(name: str) -> str:
 def open_inputs(
     names: Iterable[str | BadInput], *, every: int = 1, seconds: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> ReadAhead[Frame | BadInput]:
-    """Return the pictures and the frames of files, decoded one after the other on a thread of their own.
+    """Return an iterator over the pictures and video frames of inputs, decoded ahead on a separate thread.
 
-    What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
+    An input that cannot be read gives a `BadInput` in its place, and the iteration continues.
 
-    `names` are from `list_inputs`; of videos the frames 0, every, 2 * every ... are given, up to the time `seconds`.
-    Pictures of more than `max_pixels` are refused. A video of which frames are missing ends with a `BadInput`. Of a camera
-    the newest frame is given: frames that arrived while the caller was busy are dropped.
+    `names` are from `list_inputs`; videos give the frames 0, every, 2 * every ... up to the time `seconds`. Pictures of
+    more than `max_pixels` are refused. A video with missing frames ends with a `BadInput`. A camera gives its newest
+    frame: frames that arrive while the caller is busy are dropped.
 
     Raises:
-        EnvironmentProblem: a package that a video needs is not installed.
+        EnvironmentProblem: a package needed for videos is not installed; this is raised by the iteration.
     """
     decoded = _decode(names, every=every, seconds=seconds, max_pixels=max_pixels)
     return ReadAhead(decoded, AHEAD, is_live=_is_of_camera)
@@ -265,17 +265,17 @@ def _is_of_camera(item: Frame | BadInput) -> bool:
 
 
 class ReadAhead(Iterator[_T]):
-    """Items that a thread draws from an iterable ahead; its exception comes in its place.
+    """An iterator whose items a thread reads ahead from an iterable; an exception is raised after the items before it.
 
-    A live item takes the place of a live one that still waits. `close` may be called by any thread, and ends a `next` that waits.
+    A live item replaces a waiting live one. `close` may be called from any thread and ends a waiting `next`.
 
     Args:
-        items: what is drawn from.
-        size: so many items are drawn ahead at most.
-        is_live: whether an item is of a camera.
-        patience: seconds that `close` waits for the thread; None: until it has ended, as a network that computes on while Python
-            ends takes the process down.
-        source: what the items are made of, which is closed first: the thread may wait for it.
+        items: the iterable.
+        size: maximum number of items that are read ahead.
+        is_live: whether an item is from a camera.
+        patience: seconds that `close` waits for the thread; None: until it has ended, because a network that still
+            computes while Python exits crashes the process.
+        source: a ReadAhead from which the items are made; it is closed first, since the thread may be waiting for it.
     """
 
     def __init__(
@@ -307,14 +307,14 @@ class ReadAhead(Iterator[_T]):
         raise StopIteration
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for the next item, at most so long; return whether it is there, or there is none."""
+        """Wait at most `seconds` for the next item; return whether it, or the end of the iteration, has arrived."""
         with self._changed:
             if self._thread.ident is None and not self._is_over:
                 self._thread.start()
             return self._changed.wait_for(lambda: self._waiting or self._is_over, seconds)
 
     def close(self) -> None:
-        """End the thread, and every `next` that waits."""
+        """Stop the thread, and end every `next` that is waiting."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
@@ -335,7 +335,7 @@ class ReadAhead(Iterator[_T]):
 
 
 def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
-    """Put all items, then the end or an error, until nobody wants them any more."""
+    """Pass all items to `put`, then the end or an error; stop when it returns False."""
     iterator = iter(items)
     try:
         for item in iterator:
@@ -350,10 +350,10 @@ def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
 
 
 def _walk(folder: str, tally: Tally) -> Iterator[str]:
-    """Yield the pictures and videos below a folder, see `dlfer.data.files.walk`; every other file is counted."""
+    """Yield the pictures and videos below a folder, see `dlfer.data.files.walk`; other files are counted."""
     for path in walk(Path(folder), tally, set()):
         reason = find_reason(path)
-        # TypeScript is called .ts as well; other names are taken at their word, so that what is damaged is reported.
+        # TypeScript files end in .ts, too. Other video suffixes are trusted, so that damaged videos are reported.
         is_named = path.suffix.casefold() in VIDEO_SUFFIXES and path.suffix.casefold() != ".ts"
         if reason is None or is_named or find_kind(path) == "video":
             tally.seen += 1

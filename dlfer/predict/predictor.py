@@ -1,4 +1,4 @@
-"""From pictures to the faces in them and what annotators would call their expressions; in videos each face is followed."""
+"""Prediction of the expression labels that annotators would give to the faces in pictures and videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlfer.predict.engines import Engine
 from dlfer.predict.media import BadInput, Frame, ReadAhead, read_image
 
 UNCERTAIN = "uncertain"
-"""The label of a face whose most probable one is below the threshold."""
+"""The label of a face whose confidence is below the threshold `abstain`."""
 
 NOTICE = (
     "Predicts which of the expression labels annotators would give to a picture of a face. It does not detect what "
@@ -30,10 +30,10 @@ SMOKE = (
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _LONG = 0.5
-"""Seconds without another input, after which the pictures that were read are predicted."""
+"""Seconds to wait for the next input before the pictures read so far are predicted."""
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
-"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels; of a video up to the next
-frame on which faces are searched for, and at most twice the pixels."""
+"""Number of pictures, and of their pixels, at which a batch is complete; a batch of video frames continues to the next
+frame with detection, unless it reaches twice the pixels."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class FacePrediction:
     """A face and its probabilities.
 
     Attributes:
-        box: x0, y0, x1, y1 in pixels of the upright picture; None: the picture was taken for a face.
-        score: the detector's (centerface, mtcnn: a probability; opencv: a weight above 0, no probability); None without one, and
-            where the face was followed from other frames of a video.
+        box: x0, y0, x1, y1 in pixels of the upright picture; None: the whole picture is the face.
+        score: the detector's (centerface, mtcnn: a probability; opencv: a positive weight); None without a detector,
+            and if the face was followed from other frames of a video.
         label: the most probable label, or "uncertain".
         confidence: the probability of the most probable label.
-        probabilities: of each label, in the classifier's order; the sum is one.
-        abstained: whether the confidence is below the threshold that was asked for.
+        probabilities: of each label, in the classifier's order; they sum to one.
+        abstained: whether the confidence is below the requested threshold.
         track: in a video, the number that the face keeps from frame to frame; else None.
     """
 
@@ -62,25 +62,25 @@ class FacePrediction:
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """A picture, or a frame of a video, and the faces in it, the largest first; none where none was found."""
+    """A picture, or a frame of a video, and the faces found in it, the largest first."""
 
     frame: Frame
     faces: list[FacePrediction]
 
 
 class FacePredictor:
-    """Finds the faces in pictures and predicts them together.
+    """A predictor that finds the faces in pictures and predicts their expression labels.
 
     Args:
         classifier: from `dlfer.load` or `load_engine`.
         faces: "auto", "centerface", "mtcnn", "opencv" or "whole", see `build_cropper`.
-        detector_size: longest side in pixels of what faces are searched for in, see `build_cropper`.
-        abstain: in 0..1, below which confidence the label is "uncertain"; None: never.
-        mirror: whether the probabilities are the mean over a face and its mirror image; it takes twice the time.
-        batch_size: faces at a time.
+        detector_size: longest side in pixels to which pictures are shrunk for detection, see `build_cropper`.
+        abstain: confidence in 0..1 below which the label is "uncertain"; None: never.
+        mirror: whether probabilities are averaged over a face and its horizontal flip, which takes twice the time.
+        batch_size: number of faces per batch.
 
     Raises:
-        UserError: `faces`, `detector_size` or `abstain` is none of these.
+        UserError: an argument is invalid.
 
     Example:
         >>> predictor = FacePredictor(dlfer.load("lite2_96"))
@@ -113,24 +113,24 @@ class FacePredictor:
         self.cropper = build_cropper(faces, classifier, detector_size=detector_size)
 
     def predict(self, images: Any) -> list[list[FacePrediction]]:
-        """Return the faces in each of several pictures, the largest first; of one picture, a list of one.
+        """Return a list of the faces in each picture, the largest first; for a single picture, it has one item.
 
         The probabilities are calibrated if the model has a temperature.
 
         Args:
-            images: a list of pictures, each uint8 [H, W] or [H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over
-                white), one of Pillow's images, or a path; one picture alone; or several of one size, uint8 [N, H, W] or
-                [N, H, W, C].
+            images: a list of pictures, each uint8 [H, W] or [H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, composited
+                on white), a Pillow image, or a path; a single picture; or several of one size, uint8
+                [N, H, W] or [N, H, W, C].
 
         Raises:
-            DataError: they are none of these, or a file cannot be read.
+            DataError: `images` is something else, or a file cannot be read.
             ModelError: the outputs of the model are not finite.
         """
         pictures = [to_channels(picture, 3) for picture in to_pictures(images, read=read_image)]
         return self.predict_crops(self.cropper(pictures))
 
     def predict_crops(self, crops: Sequence[Sequence[Crop]]) -> list[list[FacePrediction]]:
-        """Return what is predicted for the faces that `cropper` found in each of several pictures."""
+        """Return the predictions for the face crops that `cropper` returned for each of several pictures."""
         pixels = [crop.pixels for in_image in crops for crop in in_image]
         answers = iter(predict_by_size(self._predict_images, pixels, len(self.labels)))
         return [[self.judge(next(answers), crop.box, score=crop.score) for crop in in_image] for in_image in crops]
@@ -138,7 +138,7 @@ class FacePredictor:
     def judge(
         self, probabilities: np.ndarray, box: Box | None, *, score: float | None, track: int | None = None
     ) -> FacePrediction:
-        """Return a face with the label that float [C] probabilities give it."""
+        """Return the prediction of a face with the given probabilities, float [C]."""
         best = int(np.argmax(probabilities))
         confidence = float(probabilities[best])
         abstained = self.abstain is not None and confidence < self.abstain
@@ -166,18 +166,18 @@ def predict_inputs(
     detect_every: int | None = None,
     every: int = 1,
 ) -> Iterator[FramePrediction | BadInput]:
-    """Yield what is predicted for pictures and frames, in order; the faces of several files go to the network together.
+    """Yield the predictions of pictures and frames in order; the faces of several files are predicted as one batch.
 
-    A thread finds and cuts out the faces of the next pictures while those of the last ones are predicted. Faces of a video
-    keep their number, and their probabilities are smoothed over time.
+    While a batch is predicted, a thread finds and crops the faces of the next one. Faces in a video keep their number,
+    and their probabilities are smoothed over time.
 
     Args:
-        predictor: that finds and predicts them.
+        predictor: finds and predicts the faces.
         inputs: from `open_inputs`.
         smooth: time constant of the smoothing in seconds; 0: none.
-        detect_every: K, where the detector runs on every Kth frame of a video, see `FaceFinder`; None: about 7 times a
+        detect_every: K, to run the detector on every Kth frame of a video, see `FaceFinder`; None: about 7 times a
             second.
-        every: the one of `open_inputs`.
+        every: the value passed to `open_inputs`.
     """
     tracker, video = FaceTracker(smooth=smooth), None
     cropped = _find_crops(predictor, inputs, detect_every=detect_every, every=every)
@@ -198,16 +198,16 @@ def predict_inputs(
 
 
 def make_notice(*, is_smoke: bool, research_only: bool) -> str:
-    """Return the notice beside every answer of a model; that it is of a smoke run comes first."""
+    """Return the notice shown with all predictions of a model; the warning about a smoke run comes first."""
     return " ".join([*([SMOKE] if is_smoke else []), NOTICE, *([RESEARCH_ONLY] if research_only else [])])
 
 
 def describe_predictions(
     predictor: FacePredictor, *, faces: str, smooth: float | None, detect_every: int | None = 1
 ) -> dict[str, Any]:
-    """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
+    """Return the facts that a reader of predictions needs: the notice, the model, and how probabilities were computed.
 
-    `smooth` and `detect_every`, of videos, are as of `predict_inputs`; `smooth` None or 0: nothing is smoothed.
+    `smooth` and `detect_every`, for videos, are those of `predict_inputs`; `smooth` None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
@@ -246,13 +246,13 @@ def describe_predictions(
 
 @dataclass
 class _Batch:
-    """What is predicted together: pictures, or frames of one video that follow each other.
+    """Inputs that are predicted together: pictures, or consecutive frames of one video.
 
     Attributes:
-        items: in order.
-        frames: those of them that are no `BadInput`.
-        keys: of each frame, whether the detector looks at it.
-        pixels: in all frames.
+        items: all inputs in order.
+        frames: the items that are not a `BadInput`.
+        keys: for each frame, whether the detector runs on it.
+        pixels: total number in all frames.
     """
 
     items: list[Frame | BadInput] = field(default_factory=list)
@@ -269,7 +269,7 @@ class _Batch:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is predicted now; frames of a camera are by themselves, for the next one is waited for."""
+        """Whether the batch is complete; a camera frame is a batch of its own, since the next one is not there yet."""
         if self.frames and self.frames[-1].video is not None and self.frames[-1].video.is_live:
             return True
         is_enough = len(self.items) >= _BATCH_FRAMES or self.pixels >= _BATCH_PIXELS
@@ -277,7 +277,7 @@ class _Batch:
 
 
 def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int) -> Iterator[_Batch]:
-    """Yield the inputs in batches; of a video `detect_every` and `every` are as of `predict_inputs`."""
+    """Yield the inputs in batches; `detect_every` and `every` are those of `predict_inputs`."""
     batch, video, place, interval = _Batch(), None, 0, 1
     for item in inputs:
         if isinstance(item, Frame):
@@ -290,7 +290,7 @@ def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, eve
             place += 1
         else:
             batch.add(item)
-        # What was read is predicted while the next input is long in coming, as in a list that another program writes.
+        # If the next input is slow to arrive, as in a list written by another program, predict what has been read.
         if batch.is_full or (video is None and isinstance(inputs, ReadAhead) and not inputs.wait(_LONG)):
             yield batch
             batch = _Batch()
@@ -301,7 +301,7 @@ def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, eve
 def _find_crops(
     predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int
 ) -> Iterator[tuple[_Batch, list[list[Crop]]]]:
-    """Yield batches of the inputs with the faces in each of their frames."""
+    """Yield batches of the inputs with the face crops of each of their frames."""
     cropper = predictor.cropper
     finder = FaceFinder(cropper.detect) if cropper.detect is not None else None
     for batch in _gather(inputs, detect_every=detect_every, every=every):
@@ -316,7 +316,7 @@ def _find_crops(
 def _follow(
     predictor: FacePredictor, tracker: FaceTracker, faces: list[FacePrediction], seconds: float
 ) -> list[FacePrediction]:
-    """Return the faces of the next frame with their numbers and smoothed probabilities."""
+    """Return the faces of the next frame of a video with track numbers and smoothed probabilities."""
     values = np.array([list(face.probabilities.values()) for face in faces]).reshape(len(faces), len(predictor.labels))
     tracks, smoothed = tracker.update([face.box for face in faces], values, seconds)
     return [

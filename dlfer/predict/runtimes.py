@@ -1,4 +1,4 @@
-"""Exported models: the folder of one, checked before it is used, and the runtime of its format that answers.
+"""Exported models: reading and checking their folders, and inference with the runtime of their format.
 
 <out>/<format>/
     export.json     format, file, labels, input, output, sha256 of the other files, agreement with the artifact
@@ -6,9 +6,9 @@
     MODEL_CARD.md   what the model is for, what it is not for, how good it is, and what the export costs
     example.py      ten lines that need only the format's runtime
     example.png     a drawn face, for the example
-    model.*         the model, preprocessing inside
+    model.*         the model, including preprocessing
 
-TensorFlow is loaded for a SavedModel alone.
+TensorFlow is loaded only for a SavedModel.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _OTHER_NAMES = {
     **dict.fromkeys(("int8", "tflite-int8", "quantized"), "litert-int8"),
     **dict.fromkeys(("saved_model", "saved-model", "tf", "tensorflow"), "savedmodel"),
 }
-"""What other tools call a format -> its name; for messages only."""
+"""Name of a format in other tools -> its name here; for error messages only."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Return the formats of "savedmodel,onnx".
+    """Parse a comma-separated list of formats such as "savedmodel,onnx".
 
     Raises:
-        UserError: one is not known.
+        UserError: a format is unknown, or the list is empty.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FORMATS]
@@ -67,11 +67,11 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def read_export(folder: Path | str) -> ExportRecord:
-    """Return export.json of an exported model, after every file that it names was found unchanged.
+    """Return export.json of an exported model, after verifying the checksums of all files that it names.
 
     Raises:
-        ModelError: no export, one of another version, a file that is absent or was changed, or a path that
-            leaves the folder.
+        ModelError: there is no valid export.json, it has another version, a file is missing or was changed, or a path
+            leads out of the folder.
 
     Example:
         >>> read_export("exports/lite2/onnx").input.shape
@@ -112,14 +112,14 @@ def read_export(folder: Path | str) -> ExportRecord:
 
 
 def compute_checksums(folder: Path) -> dict[str, str]:
-    """Return the sha256 (hex) of each file under `folder`, by its path relative to it with slashes."""
+    """Return relative path (with slashes) -> sha256 (hex) of each file under `folder`."""
     return {
         path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 
 def _name_files(folder: Path, file: Any, path: Path) -> list[str]:
-    """Return the names of the model's files: of a SavedModel all that are in its folder are read."""
+    """Return the names of the model's files; for a SavedModel, which reads its whole folder, of all files in it."""
     check_inside(folder, file, file=path)
     if not (folder / file).is_dir():
         return [file]
@@ -127,7 +127,7 @@ def _name_files(folder: Path, file: Any, path: Path) -> list[str]:
 
 
 Answer = Callable[[np.ndarray], np.ndarray]
-"""uint8 [N, H, W, C], N at least 1, to probabilities float32 [N, number of labels]."""
+"""A function of images uint8 [N, H, W, C], N at least 1, that returns probabilities float32 [N, number of labels]."""
 
 PACKAGES = {
     "onnxruntime": "onnxruntime",
@@ -137,41 +137,41 @@ PACKAGES = {
     "tf2onnx": "tf2onnx",
     "onnx": "onnx",
 }
-"""What is imported -> the package that holds it."""
+"""Module -> the package that contains it."""
 
 EXTRAS = {"openvino": "openvino", "ai-edge-litert": "litert"}
-"""Package -> the extra that has it; the others are requirements."""
+"""Package -> the extra of dlfer that installs it; the other packages are requirements."""
 
 FACES_AT_A_TIME = 8
-"""Images that LiteRT and OpenVINO are given at a time. CPU time of a face by LiteRT: in batches of 32 EfficientNet-B3 at
-224 pixels takes a seventh more than in small ones, for its feature maps leave the caches; EfficientNet-Lite2 at 64 pixels
-takes a seventh more in batches of 8 than of 32, and twice as much one by one. By OpenVINO: B3 a seventh more in one
-batch of 64 than by eights."""
+"""Batch size for LiteRT and OpenVINO. CPU time per face with LiteRT: EfficientNet-B3 at 224 pixels takes a seventh more
+in batches of 32 than in small ones, because its feature maps do not fit into the caches; EfficientNet-Lite2 at 64
+pixels takes a seventh more in batches of 8 than of 32, and twice as much one by one. With OpenVINO, B3 takes a seventh
+more in one batch of 64 than in batches of 8."""
 
 MOST_PROGRAMS = 8
-"""That OpenVINO keeps compiled, each for one shape."""
+"""Maximum number of input shapes for which OpenVINO keeps a separately compiled program."""
 
 
 def open_export(folder: Path | str, *, runtime: str | None = None) -> Answer:
-    """Return the function by which a checked export folder answers.
+    """Check an export folder and return its inference function.
 
     Args:
-        folder: that `dlfer export` wrote.
+        folder: written by `dlfer export`.
         runtime: one of OTHER_RUNTIMES for the folder's format; None: the format's own.
 
     Raises:
-        ModelError: as `read_export`, or the runtime does not take the file.
-        EnvironmentProblem: the runtime of its format is not installed.
+        ModelError: see `read_export`; or the runtime cannot open the file.
+        EnvironmentProblem: the runtime is not installed.
     """
     record = read_export(folder)
     return _open(Path(folder) / record.file, record.format, runtime, mend="Export the model again")
 
 
 def open_artifact(folder: Path, record: ArtifactRecord, *, runtime: str | None = None) -> Answer:
-    """Return the function by which the ONNX file of an artifact answers, after it was found unchanged.
+    """Return the inference function of an artifact's ONNX file, after verifying its checksum.
 
     Raises:
-        ModelError: it is absent, was changed, or the runtime does not take it.
+        ModelError: the file is missing or was changed, or the runtime cannot open it.
         EnvironmentProblem: the runtime is not installed.
     """
     folder, has_trees = Path(folder), record.onnx.output == "features"
@@ -183,7 +183,7 @@ def open_artifact(folder: Path, record: ArtifactRecord, *, runtime: str | None =
 
 
 def combine_trees(compute_features: Answer, scale: FeatureScale, booster: xgboost.Booster) -> Answer:
-    """Return the function by which trees answer with the features that a network computes, float32 [N, F]."""
+    """Return the inference function of boosted trees on the features, float32 [N, F], that a network computes."""
 
     def answer(images: np.ndarray) -> np.ndarray:
         features = round_features(compute_features(images), scale.levels)
@@ -197,15 +197,15 @@ def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
         return (RUNTIMES[form] if runtime is None else OTHER_RUNTIMES[form][runtime])(file)
     except (EnvironmentProblem, ModelError):
         raise
-    except Exception as error:  # runtimes raise nearly anything at a file that they do not know
+    except Exception as error:  # runtimes raise almost any exception for an invalid file
         raise ModelError(f"{file}: the runtime cannot open it ({shorten(error, file)}). {mend}.") from error
 
 
 def import_extra(module: str) -> Any:
-    """Return a module that only some engines and exports need.
+    """Import a module that only some engines and exports need.
 
     Raises:
-        EnvironmentProblem: it is not installed.
+        EnvironmentProblem: it cannot be imported.
     """
     try:
         return importlib.import_module(module)
@@ -221,7 +221,7 @@ def import_extra(module: str) -> Any:
 
 
 def open_savedmodel(path: Path) -> Answer:
-    """Return the function by which a SavedModel answers."""
+    """Return the inference function of a SavedModel."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
@@ -233,37 +233,37 @@ def open_savedmodel(path: Path) -> Answer:
     def answer(images: np.ndarray) -> np.ndarray:
         return signature(images=tf.constant(images))["probabilities"].numpy()
 
-    # A signature does not hold the model that owns its weights.
+    # The signature does not keep the model alive that owns its weights.
     answer.model = loaded
     return answer
 
 
 def open_onnx(path: Path) -> Answer:
-    """Return the function by which an ONNX file answers, on the CPU."""
+    """Return the inference function of an ONNX file with ONNX Runtime on the CPU."""
     check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
     if count_cores() < (os.cpu_count() or 1):
-        # By itself it takes a thread for each core of the machine, also for those that this process may not use.
+        # The default is one thread for each core of the machine, including those that this process may not use.
         options.intra_op_num_threads = count_cores()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
 def open_openvino(path: Path) -> Answer:
-    """Return the function by which OpenVINO answers with an ONNX file, on the CPU in float32.
+    """Return the inference function of an ONNX file with OpenVINO, on the CPU in float32.
 
-    Programs for one shape are faster than the one for all, so that images go in by eights and a single one by itself,
-    each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
-    threads may call it, one by one.
+    Programs compiled for one input shape are faster than the one for dynamic shapes. Batches of `FACES_AT_A_TIME`
+    images and single images use the former; other remainders, and shapes beyond `MOST_PROGRAMS`, use the latter. The
+    function is thread-safe; calls are serialised.
     """
     check_onnx(path)
-    # Its import reports itself to its maker over the network, unless this package cannot be found.
+    # Importing openvino sends telemetry over the network unless this package cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)
     openvino = import_extra("openvino")
     core = openvino.Core()
     network = core.read_model(path)
-    # By itself it computes in bfloat16 where the processor can.
+    # The default is bfloat16 if the processor supports it.
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -292,9 +292,9 @@ def open_openvino(path: Path) -> Answer:
 
 
 def open_litert(path: Path) -> Answer:
-    """Return the function by which a LiteRT file answers, on all cores; several threads may call it, one by one."""
+    """Return the inference function of a LiteRT file on all cores; it is thread-safe, and calls are serialised."""
     litert = import_extra("ai_edge_litert.interpreter")
-    # Without a number it takes one thread.
+    # The default is one thread.
     with keep_back_stderr():
         interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
         _check_litert(interpreter, path)
@@ -323,7 +323,7 @@ def open_litert(path: Path) -> Answer:
 
 
 def check_onnx(path: Path) -> None:
-    """Raise ModelError where an ONNX file keeps weights elsewhere, or has some that are NaN or infinite."""
+    """Raise ModelError if an ONNX file stores weights in another file, or if weights are NaN or infinite."""
     contents = path.read_bytes()
     if _ONNX_ELSEWHERE in contents:
         raise ModelError(
@@ -334,11 +334,11 @@ def check_onnx(path: Path) -> None:
 
 
 _ONNX_ELSEWHERE = b"\x0a\x08location\x12"
-"""How protobuf writes the name of the file in which an ONNX keeps a tensor: TensorProto.external_data, key location."""
+"""Protobuf encoding of the key "location" in TensorProto.external_data, which names another file with the tensor."""
 
 
 def check_weights(name: str, values: np.ndarray, path: Path) -> None:
-    """Raise ModelError unless all weights of an array are finite: a ReLU behind them may hide in the answers that they are not."""
+    """Raise ModelError unless all weights of an array are finite; a later ReLU may mask NaN in the outputs."""
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ModelError(
@@ -348,9 +348,9 @@ def check_weights(name: str, values: np.ndarray, path: Path) -> None:
 
 
 def _check_litert(interpreter: Any, path: Path) -> None:
-    """Raise ModelError where constants of a LiteRT file, or the scales of its whole numbers, are not finite.
+    """Raise ModelError if constants of a LiteRT file, or its quantisation scales, are not finite.
 
-    Nothing is allocated yet, so that only constants have values.
+    Tensors are not allocated yet, so only constants have values.
     """
     for detail in interpreter.get_tensor_details():
         if np.issubdtype(detail["dtype"], np.floating):
@@ -360,7 +360,7 @@ def _check_litert(interpreter: Any, path: Path) -> None:
 
 
 def _iterate_onnx_weights(contents: bytes) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and values of each tensor of floats in an ONNX file: the initializers, and the constants of nodes."""
+    """Yield name and values of each float tensor in an ONNX file: the initializers, and the constants of nodes."""
     for graph in _get_fields(memoryview(contents), 7):
         tensors = _get_fields(graph, 5)
         for node in _get_fields(graph, 1):
@@ -369,12 +369,12 @@ def _iterate_onnx_weights(contents: bytes) -> Iterator[tuple[str, np.ndarray]]:
             found = dict(_iterate_fields(tensor))
             dtype = _ONNX_FLOATS.get(found.get(2))
             if dtype is not None:
-                values = found.get(9) or found.get(4) or found.get(10) or b""  # raw, or lists of floats or doubles
+                values = found.get(9) or found.get(4) or found.get(10) or b""  # raw_data, float_data or double_data
                 yield str(found.get(8, b"a constant")[:200], "utf-8", "replace"), np.frombuffer(values, dtype)
 
 
 _ONNX_FLOATS = {1: "<f4", 10: "<f2", 11: "<f8"}
-"""TensorProto.data_type -> that of numpy."""
+"""TensorProto.data_type -> NumPy dtype."""
 
 
 def _get_fields(message: memoryview, number: int) -> list[Any]:
@@ -382,7 +382,7 @@ def _get_fields(message: memoryview, number: int) -> list[Any]:
 
 
 def _iterate_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield number and value, an int or bytes, of each field of a message of protobuf."""
+    """Yield number and value, an int or a memoryview, of each field of a protobuf message."""
     position = 0
 
     def read_number() -> int:
@@ -414,10 +414,10 @@ RUNTIMES: dict[str, Callable[[Path], Answer]] = {
     "onnx": open_onnx,
     "onnx-int8": open_onnx,
 }
-"""Format -> how its own runtime opens it."""
+"""Format -> the function that opens a file with the format's own runtime."""
 
 OTHER_RUNTIMES: dict[str, dict[str, Callable[[Path], Answer]]] = {
     "onnx": {"openvino": open_openvino},
     "onnx-int8": {"openvino": open_openvino},
 }
-"""Format -> the runtimes that take it besides its own, by name."""
+"""Format -> the other runtimes that support it, by name."""

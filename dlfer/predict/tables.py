@@ -1,26 +1,26 @@
-"""Predictions as rows: csv, JSON, JSON lines, parquet, or a table to look at; written as they come.
+"""Tables of predictions as csv, JSON, JSON lines, parquet, or text on a terminal; rows are written as they arrive.
 
-Columns of csv and parquet, in this order (in JSON the same keys, with `probabilities` in place of the columns
+Columns of csv and parquet, in this order (JSON has the same keys, with `probabilities` in place of the columns
 of the labels):
 
-    file        as it was named; in a folder, with the folder
-    face        1 is the largest in the picture; 0: no face was found, and what follows is empty
+    file        path of the input as it was given; for files in a given folder, the path starts with the folder
+    face        1 for the largest in the picture; 0: no face was found, and the columns of the face are empty
     x0 y0 x1 y1 the box, in pixels of the upright picture; empty with --faces whole
-    score       of the detector; centerface, mtcnn: probability of a face, opencv: a weight; empty where a face of a video was
-                followed from other frames
-    label       the most probable one; "uncertain" if its probability is below --abstain
+    score       of the detector: probability of a face (centerface, mtcnn) or weight (opencv); empty with --faces whole,
+                and where a face in a video was followed from other frames
+    label       the most probable label; "uncertain" if its probability is below --abstain
     confidence  the probability of the most probable label
-    <label>     one column for each label: its probability ("p_" before a name that is taken)
-    abstained   true or false
-    frame       of a video: number of the frame, from 0
-    seconds     of a video: time of the frame
-    track       of a video: number of the face, the same from frame to frame
-    error       of an input that was not read, or not wholly: what is wrong with it; face and what follows is empty then
+    <label>     one column for each label: its probability ("p_" is put before a name that is already a column)
+    abstained   true or false: whether the confidence is below --abstain
+    frame       index of the frame in its video, from 0
+    seconds     time of the frame in its video
+    track       number of the face in its video, the same from frame to frame
+    error       what is wrong with an input that could not be read completely; all columns but file are empty then
 
-JSON holds such inputs under `failed` instead, with those that were predicted and not drawn, and under `reading` how many files
-were seen, used and left out, by reason with the first names; parquet has both in its metadata, `dlfer_failed` and `dlfer_reading`.
-Of a name that is not UTF-8 each such byte is written as \\xNN, in every format. In csv and on a terminal control characters
-are escaped too (\\n, \\x1b, \\u202e), and a cell of csv that begins like a formula (= + - @, a tab) has a ' before it.
+JSON lists such inputs under `failed` instead, with those that were predicted but not drawn, and under `reading` counts
+the files seen, used and left out, by reason with the first names; parquet has both in its metadata (`dlfer_failed`,
+`dlfer_reading`). Bytes of a name that are not UTF-8 are always written as \\xNN. In csv and on a terminal, control
+characters are escaped too (\\n, \\x1b, \\u202e); csv cells that start like a formula (= + - @, a tab) get a ' in front.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ _WIDTH = 44
 
 
 class Table(Protocol):
-    """Takes predictions, and is closed at the end."""
+    """The interface of a table to which predictions are written."""
 
     def write(self, result: FramePrediction | BadInput) -> None:
-        """Add the rows of a picture, or that of an input that could not be read."""
+        """Add the rows of a picture or frame, or the row of an input that could not be read."""
 
     def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
-        """End it; `failed` are {"file", "error"} of what could not be read or drawn, `reading` counts all inputs."""
+        """Finish the table; `failed` has {"file", "error"} of inputs not read or drawn, `reading` the counts of all."""
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Abandon the table, and delete its temporary file."""
 
 
 def make_rows(result: FramePrediction | BadInput) -> Iterator[dict[str, Any]]:
-    """Yield a row for each face, with its probabilities under one key; where no face was found, one that says so.
+    """Yield one row per face, with its probabilities under one key; a picture without faces has one row with face 0.
 
     An input that could not be read has one row, with its error.
     """
@@ -98,17 +98,17 @@ def make_rows(result: FramePrediction | BadInput) -> Iterator[dict[str, Any]]:
 
 
 def list_columns(labels: Sequence[str]) -> dict[str, str]:
-    """Return column -> label or "" for csv and parquet, in order."""
+    """Return the columns of csv and parquet in order, as column -> label, or "" for a column without a label."""
     taken = {*_BEFORE, *_AFTER}
     middle = {f"p_{label}" if label in taken else label: label for label in labels}
     return {**dict.fromkeys(_BEFORE, ""), **middle, **dict.fromkeys(_AFTER, "")}
 
 
 def choose_form(path: Path | None, form: str | None = None) -> str:
-    """Return the form of a table: one of `FORMATS`, or "table"; see `open_table`.
+    """Return the format of a table: one of `FORMATS`, or "table"; see `open_table`.
 
     Raises:
-        UserError: no such format.
+        UserError: the format is unknown, or not available on stdout or in a file.
     """
     if form is None:
         form = path.suffix.lstrip(".").lower() if path is not None else "table" if sys.stdout.isatty() else "csv"
@@ -127,18 +127,18 @@ def open_table(
     form: str | None = None,
     has_videos: bool = True,
 ) -> Table:
-    """Return the table that predictions are written to.
+    """Open a table for writing predictions.
 
     Args:
-        path: of the file; it appears, whole, when the table is closed. None: stdout.
+        path: of the file, which appears when the table is closed. None: stdout.
         labels: of the classifier.
-        about: what JSON and parquet say of all rows, from `describe_predictions`.
-        form: one of `FORMATS`, or "table" on stdout; None: by the path's ending; on a terminal "table", else csv.
+        about: the description of all rows in JSON and parquet, from `describe_predictions`.
+        form: one of `FORMATS`, or "table" on stdout; None: by the path's suffix; on a terminal "table", else csv.
         has_videos: whether a "table" has a column for the time in a video.
 
     Raises:
-        UserError: no such format.
-        EnvironmentProblem: pyarrow is not installed, and parquet was asked for.
+        UserError: see `choose_form`.
+        EnvironmentProblem: the format is parquet, and pyarrow is not installed.
     """
     form = choose_form(path, form)
     if form == "parquet":
@@ -151,7 +151,7 @@ def open_table(
 
 
 class _Staged:
-    """A file that has a temporary name until it is whole."""
+    """A file that is written under a temporary name and renamed when it is complete."""
 
     def __init__(self, path: Path, *, buffering: int = -1) -> None:
         self.path = Path(path)
@@ -161,7 +161,7 @@ class _Staged:
             self.file: Any = self._temporary.open("x+b", buffering)
 
     def commit(self) -> None:
-        """Give it its name; if its folder was removed meanwhile, it is made again and the file copied into it."""
+        """Rename the file to its path; if the folder was removed meanwhile, create it again and copy the file there."""
         with _explaining(self.path):
             self.file.flush()
             try:
@@ -173,8 +173,8 @@ class _Staged:
             self.file.close()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+        """Close and delete the temporary file."""
+        with contextlib.suppress(OSError):  # closing writes buffered data, which fails again on a full disk
             self.file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class _Staged:
 
 @contextlib.contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Let errors of the file system name the file that is to be written."""
+    """Replace file system errors by ones that name the output file."""
     try:
         yield
     except OSError as error:
@@ -190,13 +190,13 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 _KEPT_ENDS = 64
-"""Pictures whose rows can be taken back, for the end of a table to find room on a full disk."""
+"""Number of last pictures whose rows can be removed again, to make room for the end of a table on a full disk."""
 
 
 class _TextTable(ABC):
-    """On stdout, or in a file that has a temporary name until it is closed.
+    """A table of text, on stdout or in a file that has a temporary name until it is closed.
 
-    After a failed `write` the table ends with the picture before, and can still be closed.
+    After a failed `write`, the table in a file ends with the previous picture and can still be closed.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -216,7 +216,7 @@ class _TextTable(ABC):
                 self._append(end)
                 break
             except OSError:
-                # A full disk has room again for the end when the last pictures give theirs.
+                # The disk is full: remove the rows of the last pictures to make room for the end.
                 if len(self._ends) < 2:
                     self.discard()
                     raise
@@ -230,14 +230,14 @@ class _TextTable(ABC):
 
     @abstractmethod
     def _format(self, row: dict[str, Any]) -> str:
-        """Return the text of a row, with its end of line."""
+        """Return the text of a row, including its separator."""
 
     def _format_end(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None) -> str:
-        """Return what follows the last row."""
+        """Return the text after the last row."""
         return ""
 
     def _append(self, text: str) -> None:
-        """Write text whole or not at all."""
+        """Write a text; in a file, a failed write is undone."""
         if self._staged is None:
             sys.stdout.write(text)
             return
@@ -281,7 +281,7 @@ class _LinesTable(_TextTable):
 
 
 class _JsonTable(_TextTable):
-    """{"about": {...}, "rows": [...], "failed": [...], "reading": {...}}, written row by row."""
+    """A JSON object {"about": {...}, "rows": [...], "failed": [...], "reading": {...}}, written row by row."""
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         super().__init__(path)
@@ -304,7 +304,7 @@ class _JsonTable(_TextTable):
 
 
 class _TerminalTable(_TextTable):
-    """For people: what a row says in few columns; long names lose their beginning."""
+    """A table for reading on a terminal, with few columns; long file names are cut at the start."""
 
     def __init__(self, path: Path | None, *, has_times: bool) -> None:
         super().__init__(path)
@@ -336,7 +336,7 @@ class _TerminalTable(_TextTable):
 
 
 class _ParquetTable:
-    """Written in groups of rows; `about` is in the metadata of the schema."""
+    """A parquet file, written in row groups; `about` is in the metadata of the schema."""
 
     def __init__(self, path: Path, labels: Sequence[str], about: dict[str, Any]) -> None:
         try:
@@ -373,12 +373,12 @@ class _ParquetTable:
             with _explaining(self._staged.path):
                 self._writer.close()
             self._staged.commit()
-        except (OSError, ValueError):  # ValueError: pyarrow's, of a writer that failed before
+        except (OSError, ValueError):  # pyarrow raises ValueError for a writer that failed before
             self.discard()
             raise
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+        with contextlib.suppress(OSError):  # closing writes buffered data, which fails again on a full disk
             self._writer.close()
         self._staged.discard()
 
@@ -390,6 +390,6 @@ class _ParquetTable:
 
 
 def _flatten(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Return a row with a column for each label."""
+    """Return a row with one column per label in place of the dictionary of probabilities."""
     probabilities = row["probabilities"] or {}
     return {name: probabilities.get(label) if label else row[name] for name, label in columns.items()}

@@ -1,4 +1,4 @@
-"""Videos and cameras as frames of pixels."""
+"""Reading of videos and cameras as frames of pixels."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ CAMERA = "camera:"
 FORBIDDEN = "cannot be read; its permissions forbid it."
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 DEFAULT_RATE = 25.0
-"""Frames a second where a video or a camera does not tell."""
+"""Frames per second assumed for a video or a camera that does not report a plausible rate."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """What is known of a video before its first frame.
+    """The properties of a video or camera that are known before its first frame.
 
     Attributes:
-        rate: frames a second.
-        num_frames: as its header says; None of a camera, or where it does not say.
+        rate: frames per second.
+        num_frames: number of frames according to the header; None for a camera, or if the header does not say.
         is_live: whether it is a camera.
-        pixel_aspect: width of a pixel by its height, as the frames are stored; `read_video` yields square pixels.
+        pixel_aspect: width of a pixel divided by its height in OpenCV's frames; `read_video` yields square pixels.
     """
 
     rate: float
@@ -45,7 +45,7 @@ class Video:
 
 
 def is_video(name: str) -> bool:
-    """Return whether a name is that of a video, by its first bytes or else its suffix, or of a camera."""
+    """Return whether a name is a camera, or a video by its first bytes, or by its suffix if those are inconclusive."""
     if name.startswith(CAMERA):
         return True
     kind = find_kind(Path(name))
@@ -53,24 +53,23 @@ def is_video(name: str) -> bool:
 
 
 _MOST_FAILURES = 1000
-"""After so many failures in a row a video has ended, whatever its header says."""
+"""Number of consecutive failures after which a video counts as ended, whatever its header says."""
 
 
 def read_video(
     name: str, *, every: int = 1, seconds: float | None = None
 ) -> Iterator[tuple[Video, int, float, np.ndarray]]:
-    """Yield (video, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, with square pixels, one frame in memory.
+    """Yield (video, frame index, time in seconds, uint8 [H, W, 3] RGB), one upright frame with square pixels at a time.
 
-    Frames behind a damaged place are read; the places of those that are lost are left out of the indices where the
-    times of the others tell.
+    Frames after a damaged section are read. Indices skip the frames lost there if the timestamps show their number.
 
     Args:
-        name: of a video, or "camera:0" for the first camera.
+        name: path of a video, or "camera:0" for the first camera.
         every: yield frames 0, every, 2 * every ...; the others are not decoded into pixels.
-        seconds: stop there; None: at the end, which a camera does not have.
+        seconds: stop after this time; None: at the end of the video; a camera has none.
 
     Raises:
-        DataError: it cannot be opened, or holds no frame; after the last frame, if some are missing.
+        DataError: it cannot be opened or has no readable frame; or, after the last frame, if frames are missing.
         EnvironmentProblem: OpenCV is not installed.
     """
     is_live = name.startswith(CAMERA)
@@ -105,15 +104,15 @@ def read_video(
 
 
 class _FrameCount:
-    """The frames of a video that were read, their times, and failures since the last one.
+    """Counts of the frames read from a video, and of the failures since the last frame.
 
     Attributes:
-        video: what its header says.
+        video: the video.
         kind: "mp4" (or MOV), "avi" or "".
-        index: of the last frame, from 0; those that are known to be lost before it count, and those of an AVI that were dropped.
+        index: of the last frame, from 0; frames known to be lost before it count, and frames dropped in an AVI.
         time: of the last frame, in seconds.
-        num_read: number of frames.
-        num_failures: in a row.
+        num_read: number of frames read.
+        num_failures: number of consecutive failures.
     """
 
     def __init__(self, video: Video, name: str) -> None:
@@ -124,10 +123,10 @@ class _FrameCount:
         self.index, self.time, self.num_read, self.num_failures = -1, 0.0, 0, 0
 
     def add(self, moment: float) -> None:
-        """Count a frame at a time in seconds."""
+        """Count a frame with the timestamp `moment` in seconds."""
         steps = (moment - self.time) * self.video.rate
         self._num_regular += 0.9 < steps < 1.1
-        # An AVI has one rate throughout, and others may pause.
+        # An AVI has a constant frame rate; in other containers a gap may be a pause.
         may_miss = self.num_failures > 0 or self.kind == "avi"
         is_behind_hole = may_miss and self.index >= 0 and steps > 1.5
         self.index += round(steps) if is_behind_hole else 1
@@ -135,7 +134,7 @@ class _FrameCount:
         self.num_read += 1
 
     def is_short(self) -> bool:
-        """Tell whether frames are missing. Only MP4, MOV and AVI say how many there are; others give a length in time."""
+        """Return whether frames are missing. Only MP4, MOV and AVI declare their number; others declare a duration."""
         expected = self.video.num_frames
         if expected is None or self.num_read >= expected - self._num_empty:
             return False
@@ -146,7 +145,7 @@ class _FrameCount:
 
 
 def _grab(capture: Any, count: _FrameCount) -> bool:
-    """Step to the next frame; a failure before the last one is passed over, as behind a damaged place others follow."""
+    """Advance to the next frame, or return False; failures before the declared end of the video are skipped."""
     expected = count.video.num_frames
     while not capture.grab():
         count.num_failures += 1
@@ -156,10 +155,10 @@ def _grab(capture: Any, count: _FrameCount) -> bool:
 
 
 def load_opencv() -> Any:
-    """Return the module cv2.
+    """Import and return the module cv2.
 
     Raises:
-        EnvironmentProblem: it is not installed.
+        EnvironmentProblem: OpenCV is not installed.
     """
     try:
         import cv2
@@ -178,7 +177,7 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
             raise DataError(f"{name}: expected the number of a camera, e.g. camera:0.")
         source: int | str = int(number)
     else:
-        # OpenCV would take other names for addresses and patterns; only files are meant.
+        # OpenCV would also accept URLs and file name patterns; allow files only.
         if not check_name(name).is_file():
             raise DataError(f"{name}: there is no such file.")
         if not os.path.getsize(name):
@@ -201,7 +200,7 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
 
 @contextlib.contextmanager
 def _give_plain_name(source: str | int) -> Iterator[str | int]:
-    """Give a link to a file whose path is not UTF-8, which OpenCV does not take; all else as it is."""
+    """Yield `source`, or a temporary link to it if its path is not UTF-8, which OpenCV does not accept."""
     if isinstance(source, int) or to_utf8(source) == source:
         yield source
         return
@@ -217,28 +216,28 @@ def _describe_video(capture: Any, name: str, *, is_live: bool) -> Video:
     rate = float(rate) if 0 < rate < 1000 else DEFAULT_RATE
     num_frames = int(count) if count > 0 and not is_live else None
     if num_frames is not None and find_container(name) == "mp4" and (shown := find_shown_seconds(name)) is not None:
-        # Programs that trim without encoding keep the frames that are not shown; one more than expected may be.
+        # Trimming without re-encoding leaves hidden frames in the file, so the edit list's duration limits the count.
         num_frames = min(num_frames, max(1, math.floor(shown * rate + 0.01)))
     return Video(rate, num_frames, is_live, _find_pixel_aspect(capture))
 
 
 _MOST_ASPECT = 4.0
-"""A header that names longer pixels is wrong; those of video standards are at most 2.4 times as long as they are wide."""
+"""Maximum ratio of a pixel's sides that is not taken for an error; those of video standards are at most 2.4."""
 
 
 def _find_pixel_aspect(capture: Any) -> float:
-    """Return the width of a pixel by its height in the frames that OpenCV gives, 1 where the video does not tell."""
+    """Return a pixel's width divided by its height in OpenCV's frames; 1 if the video states no plausible one."""
     cv2 = load_opencv()
     width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
     if not (width > 0 and height > 0 and 1 / _MOST_ASPECT <= width / height <= _MOST_ASPECT):
         return 1.0
-    # The header describes the frames as they are stored, and OpenCV has turned them.
+    # The header describes the stored frames, and OpenCV rotates them.
     is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_AUTO) and capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
     return height / width if is_turned else width / height
 
 
 def _make_square(frame: np.ndarray, aspect: float) -> np.ndarray:
-    """Return a frame with square pixels, stretched along the side on which it has too few."""
+    """Return a frame resampled to square pixels by enlarging the axis that has fewer pixels per length."""
     if aspect == 1:
         return frame
     cv2 = load_opencv()
@@ -248,7 +247,7 @@ def _make_square(frame: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def find_container(name: str) -> str:
-    """Return "mp4" (MOV, too) or "avi" by a file's first bytes, else ""."""
+    """Return "mp4" (also for MOV) or "avi" according to a file's first bytes, else ""."""
     with open(name, "rb") as file:
         start = file.read(12)
     if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
@@ -257,11 +256,11 @@ def find_container(name: str) -> str:
 
 
 _MOST_OF_INDEX = 2**26
-"""Bytes of the index of a video that are looked at; an hour has about a megabyte."""
+"""Maximum number of bytes of a video's index that are read; an hour has about a megabyte."""
 
 
 def find_shown_seconds(name: str) -> float | None:
-    """Return how long the edit list of an MP4's first video track lasts; None where it has none, or cannot be read.
+    """Return the seconds that the edit list of an MP4's first video track lasts; None if it is absent or invalid.
 
     Source: ISO/IEC 14496-12, 8.6.6 Edit List Box.
     """
@@ -278,7 +277,7 @@ def find_shown_seconds(name: str) -> float | None:
                 [number] = struct.unpack_from(">I", edits[0], 4)
                 form = ">QqI" if edits[0][0] else ">IiI"
                 entries = struct.iter_unpack(form, edits[0][8 : 8 + number * struct.calcsize(form)])
-                # An entry without a media time shows nothing.
+                # An entry with media time -1 is an empty edit, which shows nothing.
                 total = sum(duration for duration, start, _ in entries if start >= 0)
                 return total / scale if total and scale else None
     except (struct.error, ValueError, IndexError):
@@ -287,7 +286,7 @@ def find_shown_seconds(name: str) -> float | None:
 
 
 def _read_box(file: BinaryIO, kind: bytes) -> bytes:
-    """Return the content of the first box of a kind at the top of a file, b"" where there is none."""
+    """Return the content of the first top-level box of a kind, at most `_MOST_OF_INDEX` bytes; b"" if there is none."""
     while len(head := file.read(8)) == 8:
         size, found = struct.unpack(">I4s", head)
         rest = size - 8 if size != 1 else struct.unpack(">Q", file.read(8))[0] - 16
@@ -300,7 +299,7 @@ def _read_box(file: BinaryIO, kind: bytes) -> bytes:
 
 
 def _find_boxes(content: bytes, kind: bytes) -> list[bytes]:
-    """Return the contents of the boxes of a kind that lie directly in the content of another."""
+    """Return the contents of the boxes of a kind that are direct children in the content of another box."""
     found, place = [], 0
     while place + 8 <= len(content):
         size, name = struct.unpack_from(">I4s", content, place)
@@ -313,7 +312,7 @@ def _find_boxes(content: bytes, kind: bytes) -> list[bytes]:
 
 
 def count_empty_frames(name: str) -> int:
-    """Return how many frames of an AVI its index names as empty: the frame before is shown again, and none is missing."""
+    """Return the number of empty frames in an AVI's index; each repeats the previous frame, so none is missing."""
     with open(name, "rb") as file:
         file.seek(12)
         while len(head := file.read(8)) == 8:
@@ -327,13 +326,13 @@ def count_empty_frames(name: str) -> int:
 
 
 def _get_time(capture: Any, index: int, rate: float) -> float:
-    """Return the time of the frame that was grabbed: its own where the video tells (rates may vary), else by the rate."""
+    """Return the seconds of the grabbed frame: its timestamp if it has one (rates may vary), else index / rate."""
     stamp = capture.get(load_opencv().CAP_PROP_POS_MSEC) / 1000
     return stamp if stamp > 0 or index == 0 else index / rate
 
 
 def check_name(name: str) -> Path:
-    """Return the path that a name is; raise DataError for one that cannot be a file's."""
+    """Return a name as a path; raise DataError if it is empty or a URL."""
     if not name.strip():
         raise DataError(f"{name!r}: an empty name; expected a file, a folder, a glob or camera:0.")
     if _ADDRESS.match(name) and not os.path.lexists(name):

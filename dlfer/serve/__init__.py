@@ -1,5 +1,5 @@
-"""The HTTP server: a page for people, /v1/predict, and the Open Inference Protocol.
+"""The HTTP server: a web page, /v1/predict, and the Open Inference Protocol.
 
-Requests carry pictures or arrays; responses carry probabilities for each face. Limits, batching and access control belong to
-this package; decoding pictures and predicting belong to `predict`.
+Requests contain pictures or arrays; responses contain the probabilities of each face. This package implements limits,
+batching and access control; finding and predicting faces is implemented in `predict`.
 """

@@ -1,4 +1,4 @@
-"""The routes of the server, and their errors."""
+"""The routes of the server, and its error responses."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def build_app(
     """Return the application; its service is `app.state.service`.
 
     Args:
-        models: by name, the default first.
-        limits: of requests; the usual ones by default.
-        faces: what is done where a request does not say: "auto" or "whole".
-        policy: who may call; by default who is on this computer, without a key.
-        window: seconds for which requests are collected.
+        models: by name, the default model first.
+        limits: of requests; None: the defaults of `Limits`.
+        faces: the default for requests that do not specify it: "auto" or "whole".
+        policy: which requests are allowed; None: those from this computer, without a key.
+        window: seconds for which requests are collected into a batch.
     """
     metrics, policy = Metrics(), policy or Policy()
     service = Service(models, limits=limits or Limits(), faces=faces, metrics=metrics, window=window)
@@ -159,7 +159,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["dlfer"])
     async def list_models() -> schemas.Models:
-        """The models that are served, with what their cards say; the first is the default."""
+        """The served models with their cards; the first is the default."""
         return schemas.Models(
             models=[model.card for model in service.models.values()],
             faces=service.faces,
@@ -285,7 +285,7 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
         openapi_extra=tell_body(schemas.InferRequest),
     )
     async def infer(request: Request, model: ServedModel = found) -> schemas.InferResponse:
-        """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
+        """Predict face crops, given as one uint8 tensor [N, H, W] or [N, H, W, C]; no face detection is done."""
         if "inference-header-content-length" in request.headers:
             raise Refusal(
                 400,
@@ -303,6 +303,6 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
 
 
 def _name_route(scope: Scope) -> str:
-    """Return the path of the route that answered; all that is unknown shares a name."""
+    """Return the path of the route that answered; all unknown paths share a name."""
     route = scope.get("route")
     return getattr(route, "path", "unknown")

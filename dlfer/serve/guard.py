@@ -20,7 +20,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Metrics:
-    """Counters of one server."""
+    """The Prometheus metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,7 +43,7 @@ class Metrics:
         self.waiting = Gauge("dlfer_requests_in_progress", "Requests in progress.", registry=self.registry)
 
     def write(self) -> bytes:
-        """Return all counters in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -75,7 +75,7 @@ GONE = 499
 
 @dataclass(frozen=True)
 class Policy:
-    """Which requests are allowed.
+    """The rules that decide which requests are allowed.
 
     Attributes:
         key: the API key; None: no key is required.
@@ -167,8 +167,8 @@ class Guard:
     Args:
         app: the application.
         policy: which requests are allowed.
-        metrics: the counters.
-        name_route: gives the name of a request's route for the counters; unknown paths share one.
+        metrics: updated for each request.
+        name_route: returns the name of a request's route for the metrics; unknown paths share one.
         is_stopping: whether the server was told to stop; each response then closes its connection.
     """
 
@@ -211,7 +211,7 @@ class Guard:
         except ClientDisconnect:
             status = GONE
         except Exception:
-            # The framework's own answer to an error would come from outside, without these headers. It still logs the error.
+            # The framework would respond outside this middleware, without these headers. It still logs the error.
             if not is_answered:
                 failure = {"error": "Internal server error; the server's log has the details."}
                 await JSONResponse(failure, 500)(scope, receive, send_on)
@@ -233,7 +233,7 @@ class Guard:
         return path
 
     def _answer_itself(self, scope: Scope, headers: Headers, path: str) -> Response | None:
-        """Return the response to a refused request, a CORS preflight or the bare prefix; None for all others."""
+        """Return the response to a refused request, a CORS preflight or the bare prefix; None for other requests."""
         refused = self._policy.judge(scope, headers, path)
         is_question = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if is_question and (refused is None or refused[0] == 401):

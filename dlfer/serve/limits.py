@@ -1,6 +1,6 @@
-"""Limits of one request and of all together, the error that refuses a request, and budgets.
+"""Limits of single requests and of the whole server, the exception that refuses a request, and budgets.
 
-The worker processes import this file, so that it imports no large packages.
+Worker processes import this module, so it must not import large packages.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ class Refusal(Exception):
 
 
 MAX_PIXELS = 25_000_000
-"""Pixels of all pictures of a request together; photos of phones have 12 or 24 million."""
+"""Maximum total of pixels in the pictures of a request; phone photos have 12 or 24 million."""
 
 BYTES_PER_PIXEL = 8
-"""Memory while a picture is decoded: four for Pillow's image, and four while it is rotated or three for the result."""
+"""Memory for decoding a picture: four for Pillow's image, and four for its rotated copy or three for the result."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server; in parentheses the status of the response beyond each.
+    """The limits of a server; in parentheses, the HTTP status of the response to a request that exceeds the limit.
 
     Attributes:
-        body_bytes: of one request (413).
-        pixels: of the pictures in one request together (413).
-        pictures: in one request (400).
-        images_in_tensor: of a tensor of the KServe protocol (413).
-        faces: predicted per picture, the largest first; the response says how many were found.
+        body_bytes: size of a request's body (413).
+        pixels: total of the pictures in a request (413).
+        pictures: number per request (400).
+        images_in_tensor: number of images in a tensor of the KServe protocol (413).
+        faces: number predicted per picture, the largest first; the response says how many were found.
         seconds: until a body has arrived (408), and again until the response is ready (504).
-        requests: in progress at a time (503).
+        requests: number in progress at a time (503).
         requests_each: the same per address; IPv6 addresses count by their /64 network (503).
-        explanations: occlusion maps in progress, each of which takes some hundred predictions (503).
-        all_bytes: of all bodies in memory (503).
+        explanations: number of occlusion maps in progress, each of which takes some hundred predictions (503).
+        all_bytes: total size of all bodies in memory (503).
         decode_bytes: memory for decoding the pictures of a request (413), and of all requests together (further ones wait).
-        connections: open at a time; beyond that, a new one closes the connection that has been idle longest.
+        connections: number open at a time; beyond that, a new one closes the connection that has been idle longest.
         connections_each: the same per address.
         head_seconds: until the head of a request is complete, and until the next request on the same connection.
         read_seconds: processor time for each task of a worker, such as decoding a picture (413).
@@ -72,7 +72,7 @@ class Limits:
 
 
 class Budget:
-    """An amount that requests take from and give back, at most `total` at a time."""
+    """A shared amount, such as memory, of which requests reserve parts, at most `total` at a time."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -80,14 +80,14 @@ class Budget:
         self._waiting: deque[tuple[int, asyncio.Future]] = deque()
 
     def take(self, amount: int) -> bool:
-        """Take an amount at once, or return False."""
+        """Reserve an amount without waiting; return False if it is not available."""
         if self._waiting or self.used + amount > self.total:
             return False
         self.used += amount
         return True
 
     async def wait_for(self, amount: int) -> None:
-        """Take an amount, at most the total, as soon as it is there, in the order of the callers."""
+        """Wait until an amount, at most the total, is available, and reserve it; callers are served in order."""
         if self.take(amount):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -104,7 +104,7 @@ class Budget:
             raise
 
     def give_back(self, amount: int) -> None:
-        """Return what was taken."""
+        """Release an amount that was reserved."""
         self.used -= amount
         self._wake()
 
@@ -120,5 +120,5 @@ class Budget:
 
 
 def estimate_wait(num_requests: int, seconds_each: float) -> int:
-    """Return the value of Retry-After, 1 to 30 seconds: when the requests that wait now should be done."""
+    """Return the value of Retry-After, 1 to 30 seconds: the estimated time for the requests that are waiting now."""
     return int(min(30, max(1, math.ceil(num_requests * seconds_each))))

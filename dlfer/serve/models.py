@@ -41,15 +41,15 @@ from dlfer.serve.schemas import (
 
 
 class ServedModel:
-    """A classifier with the faces that it is given, of at most two sizes.
+    """A served classifier with its croppers, whose network receives images of at most two sizes.
 
-    Keras compiles a program for each image size and keeps it; clients must not decide how many there are.
+    Keras compiles a program for each image size and keeps it; clients must not determine how many there are.
 
     Args:
-        name: by which requests ask for it.
+        name: name of the model in requests.
         classifier: from `load_engine`.
-        card: its description.
-        croppers: "auto" and "whole", or "whole" alone: what turns pictures into faces, see `build_cropper`.
+        card: description of the model.
+        croppers: "auto" and "whole", or only "whole" -> the function that returns the faces, see `build_cropper`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
-        # Of pictures that are crops, and of found faces: those of `build_cropper`, so that the answers are those of `dlfer predict`.
+        # Sides of crops from clients and of detected faces, as in `build_cropper`: results equal `dlfer predict`.
         self.size = int(classifier.about.face_size or classifier.image_size)
         self._cut_shape = (get_cut_side(classifier),) * 2
         self._classifier = classifier
@@ -74,7 +74,7 @@ class ServedModel:
         """Return the faces in each of several uint8 [H, W, 3] pictures, the largest first.
 
         Raises:
-            UserError: this model's faces are not searched for so.
+            UserError: the model has no cropper for this value of `faces`.
         """
         if faces not in self._croppers:
             raise UserError(f"faces: found {faces!r}, expected one of {', '.join(self._croppers)}.")
@@ -84,11 +84,11 @@ class ServedModel:
         return found
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """Return a crop of any size, uint8 [H, W, 1 or 3], as the model's own, uint8 [S, S, channels]."""
+        """Convert a crop, uint8 [H, W, 1 or 3], to the model's size and number of channels, uint8 [S, S, channels]."""
         return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
 
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Return float32 [N, C], calibrated if the model has a temperature, of N crops; the network sees at most two sizes."""
+        """Return probabilities float32 [N, C] of N crops, calibrated if the model has a temperature."""
         fitted = [crop if crop.shape[:2] == self._cut_shape else self.fit(crop) for crop in crops]
         return predict_by_size(
             partial(self._classifier.predict, batch_size=AT_ONCE, calibrated=True), fitted, len(self.labels)
@@ -96,15 +96,15 @@ class ServedModel:
 
 
 AT_ONCE = 20
-"""Crops that the network computes at a time. With 32 the default model holds 50 MB more, and the server answers a tenth more requests."""
+"""Batch size of the network. With 32 the default model takes 50 MB more, and the server answers 10 % more requests."""
 
 DETECTED_AT_ONCE, _DETECTED_SIDE = 1, 640
-"""Pictures of this side, or as many small ones as have their pixels, in which faces are searched for at once: CenterFace takes
-75 MB for each, and ONNX Runtime keeps them."""
+"""Number of pictures of this side, or of smaller ones with as many pixels in total, per call of the detector:
+CenterFace takes 75 MB for each, which ONNX Runtime does not release."""
 
 
 def _share_out(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Yield images in their order, few at a time."""
+    """Yield the images in order, in groups that `DETECTED_AT_ONCE` limits."""
     few: list[np.ndarray] = []
     pixels = 0
     for image in images:
@@ -124,14 +124,14 @@ def build_model(
     """Return a model ready to be served.
 
     Args:
-        name: by which requests ask for it.
+        name: name of the model in requests.
         classifier: from `load_engine`.
         folder: of its artifact.
-        faces: "auto", "centerface", "mtcnn", "opencv", or "whole", which leaves detectors alone.
+        faces: "auto", "centerface", "mtcnn", "opencv", or "whole", which disables detection.
         detector_size: see `build_cropper`.
 
     Raises:
-        UserError, EnvironmentProblem: as `build_cropper`.
+        UserError, EnvironmentProblem: see `build_cropper`.
     """
     croppers = {"whole": build_cropper("whole", classifier)}
     if faces != "whole":
@@ -167,10 +167,10 @@ _NAME_LENGTH = 100
 
 
 def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
-    """Return a name for each of several (name or None, folder of the artifact, what it tells of itself).
+    """Return a unique name for each of several models, given as (name or None, folder of the artifact, its record).
 
-    Where none was given it is that of the experiment, or of the folder, with "-" for characters that paths of requests and log
-    lines cannot take; the second of a name ends in -2.
+    The default is the name in the record, that of the experiment or that of the folder, with "-" in place of characters
+    that URL paths and log lines cannot contain; the second model of a name ends in -2.
 
     Raises:
         UserError: the same name was given twice.
@@ -192,13 +192,13 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
 
 
 def _describe_optimizer(config: OptimizerConfig) -> str:
-    """Return the optimiser with its rate and momentum, which distinguishes models that differ only in it."""
+    """Return the optimiser with its rate and momentum, which distinguish models that differ only in the optimiser."""
     momentum = f" with momentum {config.momentum:g}" if config.momentum else ""
     return f"{config.name}{momentum}, rate {config.learning_rate:g}"
 
 
 def _describe_preparation(classifier: Engine) -> str:
-    """Return what `build_cropper` makes of a face, and the network of what it is given."""
+    """Describe how `build_cropper` prepares a face, and how the network resizes it."""
     about, size = classifier.about, get_cut_side(classifier)
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     words = ["aligned by the eyes" if trained is not None and trained.align else "cut out as a square"]
@@ -265,7 +265,7 @@ def check_tensor(tensor: Tensor, limits: Limits) -> list[int]:
 
 
 def write_answer(asked: InferRequest, model: ServedModel, probabilities: np.ndarray) -> InferResponse:
-    """Return the outputs that were asked for, all if none were named."""
+    """Return the response with the requested outputs, or all outputs if the request does not name any."""
     names = OUTPUTS if asked.outputs is None else [output.name for output in asked.outputs]
     made = {
         "probabilities": OutputTensor(

@@ -1,6 +1,6 @@
-"""Who does the work of requests: worker processes that parse and decode untrusted input, and one thread that predicts.
+"""Worker processes that parse and decode untrusted input, and one thread that predicts in batches.
 
-A worker that exceeds its limits is replaced. The thread predicts for all clients together.
+A worker that exceeds its limits is replaced. The thread batches the requests of all clients.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Worker:
 
 
 class Pool:
-    """Several workers that share a queue, first in, first out.
+    """A pool of workers whose callers wait in a first-in, first-out queue.
 
     Args:
         size: number of processes.
@@ -138,7 +138,7 @@ class Pool:
     async def ask(self, task: str, parts: Parts, **given: Any) -> tuple[Any, list[bytearray]]:
         """Return the value and the byte strings of a worker's reply.
 
-        A worker whose caller was cancelled goes on until it replies or the kernel ends it: starting a process costs more.
+        A worker whose caller was cancelled continues until it replies or the kernel ends it: a new process costs more.
 
         Raises:
             Refusal: as the worker raised it; 413 if it took too long; 400 if it crashed.
@@ -176,7 +176,7 @@ class Pool:
 
 
 BATCH_IMAGES, BATCH_PIXELS = 32, 16_000_000
-"""What is predicted together: at most so many pictures, and as few as hold so many pixels."""
+"""Number of pictures, and of their pixels, from which on a batch takes no further request."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class FacesFound:
     """The faces in one picture.
 
     Attributes:
-        num_found: also those beyond the limit.
+        num_found: number of faces found, including those beyond the limit.
         crops: the faces that were predicted, the largest first.
         probabilities: float32 [len(crops), C].
     """
@@ -196,14 +196,14 @@ class FacesFound:
 
 @dataclass
 class Work:
-    """What one request asks of a model.
+    """The prediction work of one request.
 
     Attributes:
-        model: that is asked.
-        images: pictures, uint8 [H, W, 3] each; or, where `faces` is None, crops of its size, uint8 [S, S, C] each.
-        faces: "auto" or "whole", see `build_cropper`; None: they are crops.
-        most_faces: of a picture that are predicted.
-        done: of pictures a list of `FacesFound`, of crops float32 [N, C].
+        model: the model to predict with.
+        images: pictures, uint8 [H, W, 3] each; or, if `faces` is None, crops of the model's size, uint8 [S, S, C] each.
+        faces: "auto" or "whole", see `build_cropper`; None: the images are crops.
+        most_faces: maximum number of faces that are predicted per picture.
+        done: the future result: for pictures a list of `FacesFound`, for crops probabilities float32 [N, C].
     """
 
     model: ServedModel
@@ -214,23 +214,23 @@ class Work:
 
 
 class Batcher:
-    """Collects what requests ask for a few milliseconds, and predicts it together in one thread.
+    """A thread that collects the work of requests for a few milliseconds, and predicts it as one batch.
 
     Args:
         window: seconds for which the first request of a batch waits for others.
-        observe: is told the number of images of each batch.
+        observe: called with the number of images of each batch.
     """
 
     def __init__(self, *, window: float = 0.005, observe: Callable[[int], None] = lambda images: None) -> None:
         self.window = window
         self.seconds_each = 0.1
-        """Running mean of the seconds that a request took."""
+        """Running mean of the prediction time per request in seconds."""
         self._observe = observe
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="dlfer-inference", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     @property
@@ -239,12 +239,12 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, work: Work) -> Future:
-        """Hand work over; whoever waits no longer cancels the future, and what has not begun is left out."""
+        """Queue work and return its future; work whose future is cancelled before it begins is skipped."""
         self._waiting.put(work)
         return work.done
 
     def stop(self) -> None:
-        """Finish the requests that were submitted, and end."""
+        """Finish the submitted work, and stop the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -262,7 +262,7 @@ class Batcher:
             self.seconds_each += 0.1 * ((time.monotonic() - start) / len(begun) - self.seconds_each)
 
     def _collect(self, first: Work | None) -> tuple[list[Work], bool]:
-        """Return what is predicted together, and whether it is the last."""
+        """Return the works of the next batch, and whether it is the last batch."""
         if first is None:
             return [], True
         works, end = [first], time.monotonic() + self.window
@@ -279,7 +279,7 @@ class Batcher:
         return works, False
 
     def _answer(self, works: list[Work]) -> None:
-        """Set the results; what fails together is tried one by one, so that it fails alone."""
+        """Set the results; if a batch fails, retry its works one by one, so that only the faulty ones fail."""
         try:
             results = predict_works(works)
         except Exception as error:
@@ -294,7 +294,7 @@ class Batcher:
 
 
 def predict_works(works: Sequence[Work]) -> list[list[FacesFound] | np.ndarray]:
-    """Return the results of works, each model called once with all its crops."""
+    """Return the results of several works, calling each model once with all its crops."""
     found: dict[int, list[list[Crop]]] = {}
     for key in {(id(work.model), work.faces) for work in works if work.faces is not None}:
         same = [row for row, work in enumerate(works) if (id(work.model), work.faces) == key]
@@ -331,6 +331,6 @@ def _share_out(in_images: list[list[Crop]], answers: np.ndarray, most: int) -> l
 
 
 def _count(works: Sequence[Work]) -> tuple[int, int]:
-    """Return the number of images, and of their pixels."""
+    """Return the total number of images, and of their pixels."""
     images = [image for work in works for image in work.images]
     return len(images), sum(image.shape[0] * image.shape[1] for image in images)

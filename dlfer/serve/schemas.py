@@ -1,4 +1,4 @@
-"""The schemas of requests and responses, and their description in OpenAPI."""
+"""Schemas of requests and responses, and their description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 
 class Picture64(BaseModel):
-    """A picture in JSON."""
+    """A picture in a JSON request."""
 
     model_config = _STRICT
     base64: Annotated[str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PGM, PPM), in base64")]
@@ -84,7 +84,7 @@ class Card(BaseModel):
 
 
 class Models(BaseModel):
-    """The models that are served."""
+    """The served models."""
 
     models: list[Card]
     faces: Annotated[Faces, Field(description="defaults of a request")]
@@ -118,7 +118,7 @@ class Picture(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The answer of /v1/predict."""
+    """The response of /v1/predict."""
 
     model: str
     notice: str
@@ -126,7 +126,7 @@ class Prediction(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The answer of /v1/explain."""
+    """The response of /v1/explain."""
 
     model: str
     label: str
@@ -154,7 +154,7 @@ class Tensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """An output that is asked for."""
+    """An output that the client requests."""
 
     model_config = ConfigDict(extra="ignore")
     name: Literal["probabilities", "labels"]
@@ -170,7 +170,7 @@ class InferRequest(BaseModel):
 
 
 class OutputTensor(BaseModel):
-    """A tensor of an answer."""
+    """A tensor in a response of the KServe protocol."""
 
     name: str
     shape: list[int]
@@ -179,7 +179,7 @@ class OutputTensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """An answer of the KServe protocol."""
+    """A response of the KServe protocol."""
 
     model_name: str
     id: str | None = None
@@ -187,7 +187,7 @@ class InferResponse(BaseModel):
 
 
 class TensorDescription(BaseModel):
-    """What a tensor has to look like; -1 is any size."""
+    """The name, data type and shape of a tensor; -1 means any size."""
 
     name: str
     datatype: str
@@ -206,7 +206,7 @@ class ModelDescription(BaseModel):
 
 
 class ModelReady(BaseModel):
-    """Whether a model takes requests."""
+    """Whether a model accepts requests."""
 
     name: str
     ready: bool
@@ -227,13 +227,13 @@ class Health(BaseModel):
 
 
 class Live(BaseModel):
-    """Whether the server answers."""
+    """Whether the server is running."""
 
     live: bool
 
 
 class Ready(BaseModel):
-    """Whether it takes requests."""
+    """Whether the server accepts requests."""
 
     ready: bool
 
@@ -252,14 +252,14 @@ _WORDS = {
 
 
 def tell_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the errors that a route may answer with, and 403, which every one may."""
+    """Return the OpenAPI descriptions of a route's error responses, including 403, which every route may return."""
     return {status: {"description": _WORDS[status], "model": Error} for status in (*statuses, 403)}
 
 
 def tell_body(
     kind: type[BaseModel], form: Mapping[str, Any] | None = None, *, names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what OpenAPI says of a body that is read by hand."""
+    """Return the OpenAPI description of a request body that the route parses itself, without FastAPI."""
     schema = _inline(kind.model_json_schema())
     if "model" in schema["properties"]:
         schema["properties"]["model"] |= {"anyOf": [{"type": "string", "enum": list(names)}, {"type": "null"}]}
@@ -272,7 +272,7 @@ def tell_body(
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema with its definitions in their places: in OpenAPI they would stand elsewhere."""
+    """Return a JSON schema with its definitions inlined, because OpenAPI keeps definitions in another place."""
     definitions = schema.pop("$defs", {})
 
     def replace(value: Any) -> Any:
@@ -285,7 +285,7 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_openapi(app: FastAPI, names: Sequence[str], *, key: str | None) -> None:
-    """Let OpenAPI name the models, and say whether and where a key is needed."""
+    """Add the names of the models to the app's OpenAPI schema, and, if there is a key, the routes that require it."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The server process: it loads the models, listens on a port, limits connections, and answers accepted requests before it ends.
 
-Connections have limits of time and number: uvicorn's HTTP/1.1 protocol, with errors in this server's schema. A connection is
-busy from the head of a request to the end of its response, and idle otherwise. An idle connection is closed after
-`Limits.head_seconds`, no matter how many bytes arrive meanwhile. It is closed earlier when a new connection needs its slot: per
-address, when that address has too many connections, or overall, when all slots are taken. New connections, health checks
-included, are therefore always accepted, and a client that has no request in progress loses nothing.
+Connections use uvicorn's HTTP/1.1 protocol, with limits of time and number and with errors in this server's schema. A
+connection is busy from the head of a request to the end of its response, and idle otherwise. An idle connection is
+closed after `Limits.head_seconds`, no matter how many bytes arrive meanwhile. It is closed earlier when a new
+connection needs its slot: per address, when that address has too many connections, or overall, when all slots are
+taken. A new connection, also for a health check, is therefore refused only if twice as many as allowed are all busy.
 
 A connection that the server closes is shut down for writing first, and what still arrives is read and discarded for a short
 time. Otherwise the kernel would reset it, and a client that is still sending its body would lose the response.
@@ -51,12 +51,12 @@ SHORTEST_KEY = 16
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is started.
+    """The options with which a server is started.
 
     Attributes:
         host, port: where it listens; port 0 takes a free one.
         faces: "auto", "whole", "centerface", "mtcnn" or "opencv".
-        detector_size: longest side in pixels of what faces are searched for in; None: the detector's own.
+        detector_size: longest side in pixels to which pictures are shrunk for detection; None: see `build_cropper`.
         limits: of requests.
         hosts: allowed names in the Host header, besides those of this computer and `host`.
         origins: origins of other sites whose pages may send requests.
@@ -86,17 +86,17 @@ class ServerOptions:
 BACKLOG = 512
 """Connections that the kernel queues until they are accepted."""
 GRACE = 1.0
-"""Seconds in which a new connection keeps its slot without having sent a request; in this time there may be twice as many."""
+"""Seconds in which a new connection keeps its slot without a request; up to twice as many as allowed are open then."""
 LINGER = 2.0
 """Seconds in which a closed connection still reads and discards what the client is sending."""
 MAX_HEAD_BYTES = 32 * 1024
-"""Size of the head of a request (request line and headers)."""
+"""Maximum size of the head of a request (request line and headers)."""
 
 _LOG = logging.getLogger("uvicorn.error")
 
 
 class _LingeringTransport:
-    """The transport of a connection, whose `close` ends the sending direction only; see `LimitedConnection.linger`."""
+    """A transport whose `close` ends only the sending direction of a connection; see `LimitedConnection.linger`."""
 
     def __init__(self, transport: asyncio.Transport, connection: LimitedConnection) -> None:
         self._transport, self._connection, self._is_closing = transport, connection, False
@@ -132,7 +132,7 @@ class _LingeringTransport:
 
 
 class LimitedConnection(H11Protocol):
-    """One connection; `limits` are those of the server, the other arguments uvicorn's."""
+    """An HTTP/1.1 connection with limits; `limits` are those of the server, the other arguments are uvicorn's."""
 
     def __init__(self, *args: Any, limits: Limits, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -144,7 +144,7 @@ class LimitedConnection(H11Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request has begun whose response has not ended."""
+        """Whether a request has begun and its response has not ended."""
         return not self._is_lingering and self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -153,7 +153,7 @@ class LimitedConnection(H11Protocol):
         return not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Take a slot, that of an idle connection if all are taken."""
+        """Take a slot; if all are taken, that of an idle connection."""
         super().connection_made(_LingeringTransport(transport, self))
         self.address = find_address({"client": self.client})
         self._start_idle()
@@ -165,7 +165,7 @@ class LimitedConnection(H11Protocol):
             self._take_slot(others, self._limits.connections)
 
     def _take_slot(self, others: Sequence[LimitedConnection], maximum: int) -> None:
-        """Close the connection that has been idle longest, unless it is so new that its request may be on its way."""
+        """Close the longest idle connection, unless it is so new that its request may be on its way."""
         idle = [one for one in others if not one.is_busy]
         oldest = min(idle, key=lambda one: one.idle_since, default=None)
         is_full = len(others) >= 2 * maximum
@@ -233,7 +233,7 @@ class LimitedConnection(H11Protocol):
             self._stop_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start the timer for the next request."""
         if not self.transport.is_closing():
             self._start_idle()
         super().on_response_complete()
@@ -247,7 +247,7 @@ class LimitedConnection(H11Protocol):
         self._write_timer = self.loop.call_later(self._limits.seconds, self.drop)
 
     def resume_writing(self) -> None:
-        """Continue after the client has read some of its response."""
+        """Stop the timer after the client has read some of its response."""
         super().resume_writing()
         self._stop_write_timer()
 
@@ -257,7 +257,7 @@ class LimitedConnection(H11Protocol):
             self._write_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that is not valid HTTP, in the schema of all errors."""
+        """Answer a request that is not valid HTTP, with this server's error schema."""
         if self.conn.their_state is h11.ERROR and len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
             self._refuse(431, f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes.")
         else:
@@ -285,7 +285,7 @@ class LimitedConnection(H11Protocol):
             self.transport.write(b"".join(self.conn.send(part) for part in parts))
         except h11.LocalProtocolError:  # a response has begun already, and nothing can be inserted into it
             pass
-        if self.is_busy:  # let the handler of the request know that it has nobody to answer
+        if self.is_busy:  # tell the handler of the request that the client is disconnected
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
@@ -294,9 +294,9 @@ class LimitedConnection(H11Protocol):
 class GracefulServer(uvicorn.Server):
     """A server that answers every accepted request before it ends.
 
-    After the signal to stop it goes on listening until no prediction is in progress, or `drain` seconds have passed; new
-    predictions and `/readyz` are answered with 503, and every response closes its connection. Then it accepts what waits in
-    the kernel's queue, closes the port, and gives connections without a request `GRACE` seconds to send one.
+    After the signal to stop it keeps listening until no prediction is in progress, or `drain` seconds have passed; new
+    predictions and `/readyz` are answered with 503, and every response closes its connection. Then it accepts the
+    kernel's queued connections, closes the port, and gives connections without a request `GRACE` seconds to send one.
     """
 
     def __init__(self, config: uvicorn.Config, *, drain: float) -> None:
@@ -359,7 +359,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
 
     Args:
         models: each a model's name, a run or a folder, or NAME=one of these.
-        options: how.
+        options: the server's options.
         say: receives messages for the user: the address of the server, and warnings.
 
     Raises:
@@ -408,7 +408,7 @@ def allow_connections(number: int) -> None:
 
 
 def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda text: None) -> Policy:
-    """Return which requests are allowed, by the options and the API key in the environment.
+    """Return the access policy according to the options and the API key in the environment.
 
     Raises:
         UserError: other computers could send requests without a key, or a name, an origin or a prefix is invalid.
@@ -453,7 +453,7 @@ def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda
 def load_models(
     names: Sequence[str], *, faces: str, say: Callable[[str], None], detector_size: int | None = None
 ) -> dict[str, ServedModel]:
-    """Return the models by the names that requests use.
+    """Load models, and return them by the names that requests use.
 
     Raises:
         UserError, ModelError, EnvironmentProblem: one of them cannot be served.
@@ -474,10 +474,10 @@ def load_models(
 
 
 def read_key() -> str | None:
-    """Return the key from the environment, or None.
+    """Return the API key from the environment, or None.
 
     Raises:
-        UserError: it is too short, or not of printable ASCII, which headers need.
+        UserError: it is too short, or not printable ASCII, which headers require.
     """
     key = os.environ.get(KEY_VARIABLE)
     if not key:
@@ -501,7 +501,7 @@ def check_loopback(host: str) -> bool:
 
 
 def _split_name(text: str) -> tuple[str | None, str]:
-    """Return the name and the model of NAME=MODEL; None and the text where it is a path or has no name."""
+    """Split NAME=MODEL into name and model; return None and the text if it is an existing path or has no name."""
     name, sign, rest = text.partition("=")
     if not sign or Path(text).exists():
         return None, text
@@ -513,7 +513,7 @@ def _split_name(text: str) -> tuple[str | None, str]:
 def open_listener(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address; port 0 takes a free one.
 
-    It listens from here on, so that a client that connects while the models are loaded waits instead of being refused.
+    It listens from here on, so that a client that connects while the server starts waits instead of being refused.
 
     Raises:
         EnvironmentProblem: the port is in use, or the address does not belong to this computer.

@@ -35,19 +35,19 @@ from dlfer.serve.schemas import Explanation, Face, Picture, Picture64, Tensor
 
 _SHOWN_SIDE = 384
 _FALL, _RISE = (214, 69, 0), (0, 90, 181)
-"""Orange and blue, which the common kinds of colour blindness tell apart; the text says the same in words."""
+"""Orange and blue, which people with the common kinds of colour blindness can distinguish; the text says the same."""
 
 
 def explain_crop(
     crop: Crop, label: str | None, *, model: str, labels: tuple[str, ...], predict: Callable[[np.ndarray], np.ndarray]
 ) -> Explanation:
-    """Return what covering parts of a face does to the probability of a label.
+    """Return an explanation by occlusion: how covering parts of a face changes the probability of a label.
 
     Args:
-        crop: the face as the model is given it.
+        crop: the face as the model receives it.
         label: one of `labels`; None: the most probable one.
-        model: its name.
-        labels: the model's.
+        model: name of the model.
+        labels: of the model.
         predict: uint8 [N, S, S, C] -> float [N, number of labels].
     """
     if label is None:
@@ -71,7 +71,7 @@ def explain_crop(
 
 
 def describe_occlusion(found: Occlusion, label: str) -> str:
-    """Return the map in a few sentences."""
+    """Describe an occlusion map in a few sentences."""
     fall, rise = found.sensitivity.max(), -found.sensitivity.min()
     words = [f"Without occlusion, the probability of {label} is {found.probability:.0%}."]
     if fall >= 0.005:
@@ -95,9 +95,9 @@ def describe_occlusion(found: Occlusion, label: str) -> str:
 
 
 def draw_map(crop: np.ndarray, found: Occlusion) -> Image.Image:
-    """Return the face in grey under orange, where covering lowers the probability, and blue, where it raises it.
+    """Return the grey face overlaid with orange where covering lowers the probability, and blue where it raises it.
 
-    The place where it falls most has a frame, for those who do not see the colours.
+    A frame marks the square with the largest fall, for people who cannot distinguish the colours.
     """
     sensitivity = found.sensitivity
     grey = crop.astype(np.float64).mean(axis=-1, keepdims=True).repeat(3, axis=-1)
@@ -117,7 +117,7 @@ def draw_map(crop: np.ndarray, found: Occlusion) -> Image.Image:
 
 
 def _name_place(values: np.ndarray) -> str:
-    """Return which ninth of the face, as seen, has the largest value."""
+    """Return the name of the cell, in a 3 x 3 grid over the face as seen, that has the largest value."""
     y, x = np.unravel_index(int(values.argmax()), values.shape)
     rows, columns = ("upper", "middle", "lower"), ("left", "middle", "right")
     row = rows[min(2, 3 * int(y) // values.shape[0])]
@@ -126,7 +126,7 @@ def _name_place(values: np.ndarray) -> str:
 
 
 def _add_crops(pictures: Sequence[Picture], found: Sequence[FacesFound]) -> None:
-    """Add to each face of pictures what the model was given."""
+    """Add to each face in `pictures` the crop that the model received."""
     for picture, one in zip(pictures, found, strict=True):
         for face, crop in zip(picture.faces, one.crops, strict=True):
             face.crop_png = _encode(_make_image(crop.pixels))
@@ -165,7 +165,7 @@ class Upload:
 
 
 async def read_body(request: Request, limits: Limits, budget: Budget) -> tuple[bytes, int]:
-    """Return the body of a request, and the amount taken from the budget, which the caller gives back.
+    """Return the body of a request, and the amount reserved in the budget, which the caller has to release.
 
     Raises:
         Refusal: 413 if it is too large: before anything is read if Content-Length says so, else as soon as the limit is
@@ -215,7 +215,7 @@ class Parts:
         return self._body[slice(*self._spans[int(number)])]
 
     def find_all(self, images: Sequence[Picture64]) -> list[Upload]:
-        """Return the pictures of a JSON body as files."""
+        """Return the pictures of a JSON body as uploads."""
         return [
             Upload(image.name or f"image {number}", self.find(image.base64) or image.base64.encode(), is_base64=True)
             for number, image in enumerate(images, start=1)
@@ -270,7 +270,7 @@ async def read_form(
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return the problems in one line; never the values, which may be pictures."""
+    """Return the validation problems in one line, without the values, which may be pictures."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     told = [
         f"{'.'.join(str(step)[:60] for step in one['loc']) or 'request body'}: {one['msg']}" for one in problems[:5]
@@ -304,21 +304,21 @@ async def decode_picture(upload: Upload, pool: Pool) -> np.ndarray:
 
 
 def check_faces(faces: str | None) -> str | None:
-    """Return "auto", "whole" or None, as it was given."""
+    """Return `faces` if it is "auto", "whole" or None; raise a Refusal (400) otherwise."""
     if faces not in (None, "auto", "whole"):
         raise Refusal(400, f"faces: found {faces[:60]!r}, expected auto or whole.")
     return faces
 
 
 def read_crops_flag(text: str | None) -> bool:
-    """Return whether the field `crops` of a form is "true"; left out it is false."""
+    """Return whether the field `crops` of a form is "true"; a missing field counts as false."""
     if text not in (None, "true", "false"):
         raise Refusal(400, f"crops: found {text[:60]!r}, expected true or false.")
     return text == "true"
 
 
 def read_face(text: str) -> int:
-    """Return the number of a face."""
+    """Parse the number of a face, from 0; raise a Refusal (400) if it is invalid."""
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise Refusal(400, f"face: found {text[:60]!r}, expected the number of a face, from 0.")
     return int(text)
@@ -332,7 +332,7 @@ _T = TypeVar("_T")
 
 
 class Body:
-    """Context manager for the body of a request, which is read on entry and released on exit.
+    """A context manager for the body of a request, which is read on entry and released on exit.
 
     Args:
         request: the request.
@@ -487,7 +487,7 @@ class Service:
         """Return a model by name, the first for None.
 
         Raises:
-            Refusal: 404.
+            Refusal: 404 if there is no such model.
         """
         if name is None:
             return next(iter(self.models.values()))
@@ -498,7 +498,7 @@ class Service:
     async def predict(
         self, uploads: Sequence[Upload], model: ServedModel, faces: str | None, *, crops: bool = False
     ) -> list[Picture]:
-        """Return the pictures with the faces in them, with `crops` also as the model is given them."""
+        """Return the pictures with their predicted faces; with `crops`, including the crops that the model received."""
         found, sizes = await self._find(uploads, model, faces)
         self.metrics.faces.labels(model.name).inc(sum(len(one.crops) for one in found))
         pictures = [
@@ -520,7 +520,7 @@ class Service:
         return await self.run(lambda: [model.fit(image) for image in images])
 
     async def predict_crops(self, crops: Sequence[np.ndarray], model: ServedModel) -> np.ndarray:
-        """Return float32 [N, C] of crops of the model's own size."""
+        """Return probabilities float32 [N, C] of crops of the model's own size."""
         return await self._ask(Work(model, crops))
 
     async def explain(
@@ -553,32 +553,32 @@ class Service:
             raise
 
     async def run(self, work: Callable[[], _T], pool: ThreadPoolExecutor | None = None) -> _T:
-        """Return what a function gives, computed on a thread."""
+        """Run a function on a thread, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(pool or self._threads, work)
 
     async def _find(
         self, uploads: Sequence[Upload], model: ServedModel, faces: str | None
     ) -> tuple[list[FacesFound], list[tuple[int, int]]]:
-        """Return the faces in pictures, and (width, height) of each, as soon as there is memory for them."""
+        """Return the faces in pictures, and (width, height) of each, after waiting for the memory that they need."""
         pixels, taken = await measure_pictures(uploads, self._decoders)
         await self._memory.wait_for(taken)
         images: list[np.ndarray] = []
         work = Work(model, images, faces or self.faces, self.limits.faces)
 
         def free(done: object = None) -> None:
-            images.clear()  # whoever still knows the list, a traceback say, keeps no picture
+            images.clear()  # a remaining reference to the list, e.g. in a traceback, then keeps no picture in memory
             self._memory.give_back(taken)
 
         try:
             for upload in uploads:
                 images.append(await decode_picture(upload, self._decoders))
-            # What the decoder took is free again; the pixels stay until they are predicted.
+            # The decoder's memory is free again; the pixels are kept until they are predicted.
             self._memory.give_back(taken - 3 * pixels)
             taken = 3 * pixels
             sizes = [(image.shape[1], image.shape[0]) for image in images]
             return await self._ask(work), sizes
         finally:
-            if work.done.running():  # nobody waits for it any more, but it is being predicted
+            if work.done.running():  # the request was cancelled, but its pictures are still being predicted
                 loop = asyncio.get_running_loop()
                 work.done.add_done_callback(lambda done: loop.call_soon_threadsafe(free))
             else:

@@ -46,7 +46,7 @@ Parts = Sequence[bytes | memoryview]
 
 
 def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
-    """Return a JSON body without its large parts, and the spans of these in the body; no object is built.
+    """Return a JSON body without its large parts, and the spans of these in the body, without parsing it into objects.
 
     Long strings under a key `base64` or `data` are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by
     ["@2"]. What remains is small and can be parsed at a bounded cost. The span of a string excludes its quotes.
@@ -97,7 +97,7 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
                 f"The request body is not valid JSON: at byte {first:,} there is a literal of {len(token):,} characters or "
                 f"more; expected a number of at most {MOST_NUMBER}, true, false or null.",
             )
-        # A colon keeps what the key before it said.
+        # A colon keeps the flag that the key before it set.
         is_data = token == b'"data"' or (is_data and token == b":")
         kept += len(token)
         if depth > MOST_DEPTH or items > 3 * MOST_ITEMS or len(spans) > MOST_LONG or kept > MOST_REST:
@@ -106,7 +106,7 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
                 f"JSON: expected at most {MOST_DEPTH} levels of nesting, {MOST_ITEMS:,} values and {MOST_LONG} long strings; "
                 "found more of one of them (an array of integers in data counts as one value).",
             )
-        # Two literals beside each other are no JSON, and shall not become one.
+        # Adjacent literals are invalid JSON; keep them apart, so that they do not merge into one valid literal.
         rest += [b" ", token] if not (before[:1] in _NO_LITERAL or token[:1] in _NO_LITERAL) else [token]
     return b"".join(rest), spans
 
@@ -117,7 +117,7 @@ _NUMBERS = re.compile(rb"\[[0-9, \t\r\n\[\]]*+")
 
 
 def _find_numbers_end(body: bytes, first: int) -> int:
-    """Return the end of an array of integers that starts at a byte; 0 if it holds anything else."""
+    """Return the end of the array of integers that starts at the byte `first`; 0 if it contains anything else."""
     end = _NUMBERS.match(body, first).end()
     end = body.rfind(b"]", first, end) + 1
     is_whole = end and body.count(b"[", first, end) == body.count(b"]", first, end)
@@ -128,10 +128,10 @@ _AFTER = re.compile(rb"[ \t\r\n]*+[,}]")
 
 
 def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
-    """Return an array of integers 0..255 in JSON, flat or nested, as uint8 of a shape.
+    """Parse a JSON array of integers 0..255, flat or nested, into a uint8 array of the given shape.
 
     Raises:
-        Refusal: 400 if a value is out of range, or if number or nesting do not fit the shape.
+        Refusal: 400 if a value is out of range, or if the number of values or the nesting does not fit the shape.
     """
     wrong = Refusal(
         400, f"images: expected {math.prod(shape):,} integers 0..255 for the shape {list(shape)}, flat or nested."
@@ -156,13 +156,13 @@ def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
 
 
 _NO_NUMBER = re.compile(rb"[0-9][ \t\r\n]+[0-9]")
-"""Two numbers without a comma."""
+"""Two numbers without a comma in between."""
 _NO_NUMBER_LEFT = re.compile(rb"[0-9]{4}|\b0[0-9]|,,|^,|,$")
 """Four digits, a leading zero, or a missing number."""
 
 
 def _draw_skeleton(shape: Sequence[int]) -> bytes:
-    """Return the brackets and commas of a nested array."""
+    """Return the brackets and commas of a nested JSON array of the given shape."""
     drawn = b""
     for size in reversed(shape):
         drawn = b"[" + b",".join([drawn] * size) + b"]"
@@ -279,7 +279,7 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
                 )
             result, most = result + 3 * size, max(most, (each - 3) * size)
     if result + most > limits.decode_bytes:
-        # Nothing would ever free so much, and every later request would wait behind this one.
+        # The budget could never provide this much, and every later request would wait behind this one.
         raise Refusal(
             413,
             f"pictures: decoding the {len(files)} files takes {result + most:,} bytes of memory, and a request may take "
@@ -293,7 +293,7 @@ def _open(name: str, contents: bytes) -> Image.Image:
         if contents[:1] == b"P" and contents[1:2].isdigit() and not _PPM.match(contents[:_PPM_HEAD]):
             raise ValueError("no header, or a very long one")
         return open_undecoded(io.BytesIO(contents), FORMATS)
-    except Exception as error:  # readers of damaged headers raise nearly anything
+    except Exception as error:  # Pillow raises almost any exception for damaged headers
         raise Refusal(
             415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
         ) from error
@@ -305,11 +305,11 @@ _PPM = re.compile(rb"P[1-6](?:" + _GAP + rb"[0-9]{1,10}){2}")
 
 
 def _count_bytes(image: Image.Image) -> int:
-    """Return the maximum bytes per pixel that Pillow takes, measured; its decoder's own memory and the result are included."""
+    """Return the measured maximum of bytes per pixel for decoding, including the decoder's memory and the result."""
     rawmode = str(image.tile[0][3]) if image.tile else ""
     if image.format == "WEBP" or image.mode[:1] in "IF":
         return 2 * BYTES_PER_PIXEL
-    if "16" in rawmode:  # 16 bits a colour, which OpenCV decodes a second time
+    if "16" in rawmode:  # 16 bits per channel, which OpenCV decodes a second time
         return 3 * BYTES_PER_PIXEL
     return 12 if image.info.get("progressive") else BYTES_PER_PIXEL
 
@@ -329,7 +329,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
         to_array(image.crop((0, 0, width, 1)))
     except DataError as error:
         raise Refusal(400, str(error)) from error
-    except Exception as error:  # decoders of damaged files raise nearly anything
+    except Exception as error:  # decoders raise almost any exception for damaged files
         raise Refusal(400, f"{name}: the picture cannot be decoded ({type(error).__name__}); save it again.") from error
     return (height, width), (
         to_channels(to_array(image.crop((0, first, width, min(height, first + rows)))), 3)
@@ -396,12 +396,12 @@ def main() -> None:
 
 
 def _limit_process(limits: Limits) -> None:
-    """Limit the memory of this process to what one request may take, and forbid it to write files."""
+    """Limit the memory of this process to what one request may take, and prevent it from writing files."""
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # Windows does not have this module
         return
-    # The modules, a body with its copies, and a picture.
+    # Memory for the imported modules, a body with its copies, and a picture.
     most = 2**28 + 4 * limits.body_bytes + limits.decode_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
