@@ -328,8 +328,7 @@ def download_model(name: Path | str) -> Path:
         name: hf://ORG/NAME for the newest revision, or hf://ORG/NAME@REVISION for a branch, tag or commit.
 
     Raises:
-        ModelError: the name has another form, there is no such model or revision, it is not cached and the network
-            fails, or it is not a model of dlfer.
+        ModelError: another form of name, no such model or revision, no network and no cached copy, or no dlfer model.
         EnvironmentProblem: huggingface_hub is not installed.
     """
     match = _NAME.fullmatch(str(name))
