@@ -68,7 +68,7 @@ def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int
 
 
 _EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
-"""Operations that convert the int8 graph's input and output; their float32 outputs count as no float computation."""
+"""Operations that convert the int8 graph's input and output; their float32 outputs are not computed in float32."""
 
 
 def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
@@ -158,9 +158,9 @@ def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | No
 def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
     """Convert a tf.function to an ONNX ModelProto, with less memory than tf2onnx takes by default.
 
-    For 46 million parameters (0.18 GB), a hybrid's, tf2onnx takes 11 GB: it copies the graph before each of some forty
+    For a hybrid of 46 million parameters (0.18 GB), tf2onnx takes 11 GB: it copies the graph before each of about 40
     passes, to skip failing ones, and then rewrites all weights into messages whose memory only grows. Without both it
-    takes 3 GB, mostly TensorFlow's, and half the time. If a pass then fails, conversion restarts with its defaults.
+    takes 3 GB, mostly TensorFlow's, and half the time. If a pass fails, conversion is repeated with tf2onnx's defaults.
     """
     convert = functools.partial(
         tf2onnx.convert.from_function, function, input_signature=function.input_signature, opset=OPSET

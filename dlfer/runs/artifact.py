@@ -140,7 +140,7 @@ class Agreement(Record):
 
     Attributes:
         images: description of the images on which the two were compared.
-        largest_difference, mean_difference: of the probabilities; None stands for NaN, which makes the export useless.
+        largest_difference, mean_difference: of the probabilities; None if NaN, which makes the export useless.
         labels_agree: the share of images with the same most probable label.
     """
 
