@@ -1,5 +1,5 @@
-"""Trained models as folders that other programs can use, and as shipped models.
+"""Export of trained models to formats for other programs, and shipping of models.
 
-What enters is a classifier. What leaves is one folder per format, which is compared with the original on images before
-it is kept, or a small copy of the model with its card.
+An export is one folder per format, which is compared with the original classifier on images before it is kept. A
+shipped model is a small copy of a trained model with its card.
 """

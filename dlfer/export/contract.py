@@ -1,4 +1,4 @@
-"""The files beside an exported model (its contract, its card, its example), and whether it answers as its artifact does."""
+"""The files beside an exported model (contract, card, example), and the comparison of the export with its artifact."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def describe_input(
     """Return the section `input` of export.json.
 
     Args:
-        size: (H, W) of all images, or None where both are free.
+        size: (H, W) of all images, or None if images of any size are accepted.
         channels: 1 (grey) or 3 (RGB).
-        network_size: side in pixels that the network sees.
+        network_size: side in pixels of the square image that the network receives.
         aspect: how images that are not square become squares: "crop" or "pad".
-        faces: how faces were found and evened out before the network got them, or None.
+        faces: the section `finetune.data.faces` that prepared the training images, or None.
     """
     seen = "the whole image, padded to a square" if aspect == "pad" else "the central square"
     if size is None:
@@ -85,7 +85,7 @@ def describe_temperature(fit: Temperature | None) -> ExportTemperature:
 
 
 def list_packages(modules: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of what made an export: dlfer, TensorFlow, Keras, and the packages of `modules`."""
+    """Return the versions of the packages that made an export: dlfer, TensorFlow, Keras, and those of `modules`."""
     versions = {"dlfer": __version__}
     for name in ("tensorflow", "tensorflow-cpu", "keras", *(_NAMES.get(module, module) for module in modules)):
         try:
@@ -96,7 +96,7 @@ def list_packages(modules: tuple[str, ...]) -> dict[str, str]:
 
 
 def render_example(template: str, record: ExportRecord) -> str:
-    """Return the example of a format, for the colours and the size that an export takes."""
+    """Return the example script of a format, for the channels and the image size that an export accepts."""
     _, height, width, channels = record.input.shape
     fit = {"crop": "min", "pad": "max"}[record.input.aspect]
     text = resources.files("dlfer.export").joinpath("templates", f"{template}.py.txt").read_text(encoding="utf-8")
@@ -111,9 +111,9 @@ def render_example(template: str, record: ExportRecord) -> str:
 
 
 def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
-    """Return the card of the artifact with what holds for an export alone.
+    """Return the artifact's model card, adapted to an export and with a section about it.
 
-    `hub_name` is what a model hub calls the runtime.
+    `hub_name` is a model hub's name for the runtime.
     """
     card = re.sub(r"```python\n.*?```", "    python example.py face.jpg", card, count=1, flags=re.DOTALL)
     card = re.sub(r"^library_name: .*$", f"library_name: {hub_name}", card, count=1, flags=re.MULTILINE)
@@ -121,7 +121,7 @@ def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
 
 
 def describe_export(record: ExportRecord) -> list[str]:
-    """Say in sentences what an export takes, how well it agrees with its artifact, and what it loses."""
+    """Return sentences about an export's input, its agreement with the artifact, and its loss of accuracy."""
     shape = ", ".join("any" if side is None else str(side) for side in record.input.shape)
     lines = [
         f"{record.format}: uint8 images [{shape}] ({record.input.channels}); {record.input.note}.",
@@ -163,16 +163,16 @@ def _describe_agreement(agreement: Agreement) -> str:
 
 BATCH_SIZE = 32
 NUM_OTHER_SIZES = 8
-"""Images that are compared at sizes other than their own, where the size is free."""
+"""Number of images that are also compared at other sizes, for formats that accept images of any size."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an export must reach, or it is refused.
+    """The limits that an export must meet; otherwise it is refused.
 
     Attributes:
-        difference: the largest of any probability, or None.
-        agreement: the smallest share of images with the same most probable label.
+        difference: maximum difference of any probability, or None for no limit.
+        agreement: minimum share of images with the same most probable label.
     """
 
     difference: float | None
@@ -181,14 +181,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sample:
-    """The images by which exports are judged and calibrated.
+    """The images on which exports are compared with the artifact, and those that calibrate int8 exports.
 
     Attributes:
         images: uint8 [N, H, W, channels], N at least 1.
-        source: in words, where they come from.
-        calibration: uint8 [M, H, W, channels], by which eight-bit activations get their ranges.
-        calibration_source: in words.
-        targets: int [N], indices of the classifier's labels; None where the labels are not known.
+        source: description of their origin.
+        calibration: uint8 [M, H, W, channels], which determine the ranges of 8-bit activations.
+        calibration_source: description of their origin.
+        targets: int [N], indices of the classifier's labels; None if the labels are unknown.
     """
 
     images: np.ndarray
@@ -209,13 +209,13 @@ def compare_export(
     """Compare the probabilities of an export with those of its artifact.
 
     Args:
-        expected: of the artifact, uint8 [N, H, W, C] to float32 [N, number of labels].
-        answer: of the export, loaded from its file.
-        labels: of the columns.
-        any_size: whether it takes images of any size, so that others than the sample's are tried, too.
+        expected: the artifact's prediction function, uint8 [N, H, W, channels] to float32 [N, number of labels].
+        answer: the same of the export, loaded from its file.
+        labels: labels of the columns.
+        any_size: whether the export accepts images of any size, so that sizes other than the sample's are compared.
 
     Returns:
-        The agreement; fractions, but for the difference of accuracies in percentage points.
+        The agreement; its values are fractions, except for the difference of accuracies in percentage points.
     """
     wanted, found = expected(sample.images), answer_in_batches(answer, sample.images)
     difference = np.abs(wanted.astype(np.float64) - found)
@@ -236,12 +236,12 @@ def compare_export(
 
 
 def check_agreement(name: str, agreement: Agreement, limits: Limits, *, advice: str = "Use another format.") -> None:
-    """Raise ExportError where an export differs from its artifact by more than the limits."""
+    """Raise ExportError if an export differs from its artifact by more than the limits."""
     others = agreement.other_sizes or agreement
     differences = [agreement.largest_difference, others.largest_difference]
     largest = float("nan") if None in differences else max(differences)
     same = agreement.labels_agree.value
-    # No probability differs by more than 1; NaN is not below it either.
+    # Probabilities differ by at most 1, so 1 is no limit; a NaN fails the comparison even then.
     if largest <= (1.0 if limits.difference is None else limits.difference) and same >= limits.agreement:
         return
     wanted = [f"{100 * limits.agreement:g} % of the labels"]
@@ -255,12 +255,12 @@ def check_agreement(name: str, agreement: Agreement, limits: Limits, *, advice: 
 
 
 def answer_in_batches(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Return float32 [N, C] of uint8 [N, H, W, channels], N at least 1."""
+    """Return predictions, float32 [N, C], for images, uint8 [N, H, W, channels], in batches; N is at least 1."""
     return np.concatenate([answer(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)])
 
 
 def _compare_other_sizes(expected: Callable, answer: Callable, images: np.ndarray) -> dict[str, Any]:
-    """Compare a few images larger and smaller than they are, and not square."""
+    """Compare predictions for a few images, resized to a larger and a smaller size, neither of them square."""
     height, width = images.shape[1:3]
     sizes = [(2 * height + 1, 3 * width // 2), (max(8, height // 2), max(8, width // 3))]
     few = [resize_all(images[:NUM_OTHER_SIZES], size) for size in sizes]
@@ -274,9 +274,9 @@ def _compare_other_sizes(expected: Callable, answer: Callable, images: np.ndarra
 def _compare_accuracy(
     wanted: np.ndarray, found: np.ndarray, targets: np.ndarray, labels: tuple[str, ...]
 ) -> ExportAccuracy:
-    """Return the paired comparison of accuracies, its difference being what the export loses, in percentage points."""
+    """Return the paired comparison of accuracies; its difference is the export's loss in percentage points."""
     ids = np.arange(len(targets)).astype(str)
-    # Rows of eight-bit answers sum to one within their step only.
+    # Rows of an int8 export's probabilities sum to one only up to the quantisation step.
     rows = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)
     pair = [Predictions(ids, labels, targets, probabilities) for probabilities in (wanted, rows)]
     result = compare_paired(*pair, names=("the artifact", "the export"))

@@ -1,7 +1,7 @@
-"""A trained classifier as a folder that needs no dlfer: the model, its contract, its card and an example.
+"""Export of a trained classifier to a folder that needs no dlfer: the model, its contract, its card and an example.
 
-Each export is opened by its own runtime and compared with the original before it gets its place. An ONNX file with weights and
-activations of eight bits is made by ONNX Runtime's static quantisation.
+Each export is loaded by its own runtime and compared with the original before it is kept. ONNX files with 8-bit weights
+and activations are made by ONNX Runtime's static quantisation.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from dlfer.runs.run import Run
 
 
 def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write a SavedModel with the signature `serving_default`; return what is added to export.json.
+    """Write a SavedModel with the signature `serving_default`; return additional fields for export.json.
 
     Args:
-        classifier: a network, or an ensemble of such.
-        path: the folder to make, or the file to write.
-        size: (H, W) of all images; None, where a format allows it, leaves both free.
-        sample: by which activations are calibrated, where they are.
+        classifier: a network, or an ensemble of networks.
+        path: the folder to create, or the file to write.
+        size: (H, W) of all images; None for images of any size, if the format allows it.
+        sample: the images that calibrate activations, for int8 formats.
     """
     import tensorflow as tf
 
@@ -68,7 +68,7 @@ def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int
 
 
 _EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
-"""What leads uint8 pixels into the eight-bit graph and its answer out: not computed in float, though float passes."""
+"""Operations that convert the int8 graph's input and output; their float32 outputs are not computed in float32."""
 
 
 def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
@@ -81,10 +81,10 @@ def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], s
 def write_litert_int8(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
     """Write a LiteRT file whose weights and activations are 8-bit integers; see `write_savedmodel`.
 
-    The `calibration` of the sample, of that size, gives the range of each activation.
+    The images `sample.calibration`, of size `size`, determine the range of each activation.
 
     Returns:
-        {"quantised": {"num_images", "images", "float_operations": kinds that stayed in float32, and how many}}.
+        {"quantised": {"num_images", "images", "float_operations": kind -> number of operations left in float32}}.
     """
     import tensorflow as tf
 
@@ -106,9 +106,9 @@ def write_litert_int8(classifier: Classifier, path: Path, *, size: tuple[int, in
 
 
 def list_float_operations(path: Path) -> dict[str, int]:
-    """Return the kinds of operations of a LiteRT file that compute float32, with their numbers."""
+    """Return the number of operations of each kind in a LiteRT file that compute in float32."""
     litert = import_extra("ai_edge_litert.interpreter")
-    # The delegate would hide all that it computes.
+    # The default delegate would hide the operations that it executes.
     plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = litert.Interpreter(model_path=str(path), experimental_op_resolver_type=plain)
     interpreter.allocate_tensors()
@@ -121,7 +121,7 @@ def list_float_operations(path: Path) -> dict[str, int]:
 
 
 def _make_converter(classifier: Classifier, size: tuple[int, int]):
-    """Return TensorFlow's converter, and the module that must live as long as it."""
+    """Return TensorFlow's converter, and the module that must stay alive as long as the converter."""
     import tensorflow as tf
 
     module, function = build_function(classifier, size=size)
@@ -129,11 +129,11 @@ def _make_converter(classifier: Classifier, size: tuple[int, int]):
 
 
 OPSET = 17
-"""Of 2022, so that runtimes since ONNX Runtime 1.12 read it; nothing newer is needed."""
+"""ONNX opset of 2022, which runtimes since ONNX Runtime 1.12 support; nothing newer is needed."""
 
 
 def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write an ONNX file, by tf2onnx: what Keras' own export writes does not run. See `write_savedmodel`.
+    """Write an ONNX file with tf2onnx, since files of Keras' own export do not run; see `write_savedmodel`.
 
     Returns:
         {"opset"}.
@@ -147,7 +147,7 @@ def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | No
     model = _convert_to_onnx(tf2onnx, module.predict)
     names = {INPUT: ("N", "H", "W"), OUTPUT: ("N",), FEATURES: ("N",)}
     for tensor in (*model.graph.input, *model.graph.output):
-        # tf2onnx numbers what is free; names say that the N of both is one.
+        # tf2onnx numbers free dimensions; names show that input and output have the same N.
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, names[tensor.name], strict=False):
             if not dimension.HasField("dim_value"):
                 dimension.dim_param = name
@@ -156,11 +156,11 @@ def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | No
 
 
 def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
-    """Return the ModelProto of a tf.function, for less memory than tf2onnx takes by itself.
+    """Convert a tf.function to an ONNX ModelProto, with less memory than tf2onnx takes by default.
 
-    Of a hybrid of 46 million parameters (0.18 GB) tf2onnx holds 11 GB: it copies the graph before each of some forty passes, to be
-    able to skip one that fails, and after each writes every weight anew into messages whose memory grows only. Without the two
-    it is 3 GB, most of it TensorFlow's, and half the time. A pass that fails ends the conversion then, which is done again as usual.
+    For a hybrid of 46 million parameters (0.18 GB), tf2onnx takes 11 GB: it copies the graph before each of about 40
+    passes, to skip failing ones, and then rewrites all weights into messages whose memory only grows. Without both it
+    takes 3 GB, mostly TensorFlow's, and half the time. If a pass fails, conversion is repeated with tf2onnx's defaults.
     """
     convert = functools.partial(
         tf2onnx.convert.from_function, function, input_signature=function.input_signature, opset=OPSET
@@ -169,7 +169,7 @@ def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
     update, optimize = node.update_proto, optimizer.optimize_graph
 
     def update_changed(self, external_tensor_storage=None):
-        """Leave a constant, which has no inputs, as it is where its message has its value already."""
+        """Skip the value of a constant, which has no inputs, if its message already contains it."""
         if self.is_const() and list(self._op.attribute) == list(self._attr.values()):
             del self._op.output[:]
             self._op.output.extend(self.output)
@@ -182,7 +182,7 @@ def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
             graph, catch_errors=False, optimizers=optimizers
         )
         return convert()[0]
-    except Exception:  # of any pass
+    except Exception:  # a failing pass may raise any type
         node.update_proto, optimizer.optimize_graph = update, optimize
         return convert()[0]
     finally:
@@ -192,10 +192,10 @@ def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
 def write_onnx_int8(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
     """Write an ONNX file whose weights and activations are 8-bit integers; see `write_savedmodel`.
 
-    The `calibration` of the sample gives the range of each activation.
+    The images `sample.calibration` determine the range of each activation.
 
     Returns:
-        {"opset", "quantised": {"num_images", "images", "float_operations": products that stayed in float32}}.
+        {"opset", "quantised": {"num_images", "images", "float_operations": kind -> number of products in float32}}.
     """
     import_extra("onnxruntime.quantization")
     with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
@@ -217,24 +217,24 @@ _PRODUCTS = ("Conv", "MatMul", "Gemm")
 def quantise_onnx(source: Path, target: Path, images: np.ndarray) -> dict[str, int]:
     """Write an ONNX file whose backbone computes with 8-bit integers.
 
-    Kernels have a scale for each output channel and 7 of the 8 bits, so that processors without VNNI, whose products of eight
-    bits saturate, give the same answers; activations have one scale, from the least and the greatest value on the calibration
-    images. What prepares the pixels, the last dense layer and what follows it stay in float32: they are a hundredth of the
-    weights, and rounding there changes answers most.
+    Kernels have a scale for each output channel and use 7 of the 8 bits, so that processors without VNNI, whose 8-bit
+    products saturate, give the same predictions. Each activation has one scale, from its minimum and maximum on the
+    calibration images. Preprocessing, the last dense layer and all that follows it stay in float32: they have a
+    hundredth of the weights, and rounding there changes predictions most.
 
     Args:
-        source: an ONNX file of dlfer in float32.
-        target: to write; it takes images of the same sizes.
-        images: uint8 [M, H, W, channels], M at least 1, by which activations are calibrated.
+        source: a float32 ONNX file of dlfer.
+        target: the file to write; it accepts images of the same sizes.
+        images: uint8 [M, H, W, channels], M at least 1, which calibrate the activations.
 
     Returns:
-        The kinds of products that stay in float32 in what is quantised otherwise, with their numbers: the last dense layers.
+        Kind -> number of products that stay in float32 after the preprocessing: the last dense layers.
     """
     onnx, quantization = import_extra("onnx"), import_extra("onnxruntime.quantization")
     with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
         prepared, quiet = Path(place) / "prepared.onnx", logging.getLogger()
         level = quiet.level
-        quiet.setLevel(logging.ERROR)  # it advises what is done here
+        quiet.setLevel(logging.ERROR)  # it recommends the preprocessing that is done here
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -258,7 +258,7 @@ def quantise_onnx(source: Path, target: Path, images: np.ndarray) -> dict[str, i
 
 
 def find_float_nodes(graph: Any) -> tuple[list[Any], list[Any]]:
-    """Return the nodes of a graph that stay in float32: those before the first convolution, and those from the last products on.
+    """Return the nodes that stay in float32: those before the first convolution, and those from the last products on.
 
     A graph lists its nodes in the order in which they are computed.
     """
@@ -281,7 +281,7 @@ def find_float_nodes(graph: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _make_reader(quantization: Any, images: np.ndarray) -> Any:
-    """Return what hands the calibration images to the quantiser, some at a time."""
+    """Return a reader that passes the calibration images to the quantiser in batches."""
 
     def iterate() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(images), _IMAGES_AT_A_TIME):
@@ -304,16 +304,16 @@ _LITERT = ("ai_edge_litert.interpreter",)
 
 @dataclass(frozen=True)
 class Exporter:
-    """One format.
+    """One export format.
 
     Attributes:
-        write: writes it; see `write_savedmodel`.
+        write: function that writes the model; see `write_savedmodel`.
         file: name of the model in the folder.
-        any_size: whether images may have any size; else all have one.
-        limits: what it must reach.
-        template: name of that of the example.
-        hub_name: what a model hub calls its runtime.
-        needs: modules that it needs, to write and to compare.
+        any_size: whether images may have any size; else all have the same.
+        limits: limits that the export must meet.
+        template: name of the template of the example script.
+        hub_name: a model hub's name for its runtime.
+        needs: modules needed to write and to compare it.
     """
 
     write: Callable[..., dict[str, Any]]
@@ -338,12 +338,12 @@ EXPORTERS: dict[str, Exporter] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a classifier comes from, as its export tells it.
+    """The provenance of a classifier, for its exports.
 
     Attributes:
         card: text of its MODEL_CARD.md.
-        about: kept in export.json: the model's name, its artifact's checksums, ...
-        size: (H, W) that formats of one size take, in pixels: best that of the training images.
+        about: the section `about` of export.json: the model's name, its artifact's checksums, ...
+        size: (H, W) in pixels for formats that accept one size: preferably that of the training images.
     """
 
     card: str
@@ -352,11 +352,11 @@ class Origin:
 
 
 def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
-    """Raise unless the classifier can be exported and every package of the formats is there.
+    """Raise an error unless the classifier can be exported and all packages of the formats are installed.
 
     Raises:
-        EnvironmentProblem: another backend, or a package is missing.
-        ModelError: the classifier is no network.
+        EnvironmentProblem: the backend is not TensorFlow, or a package is missing.
+        ModelError: the classifier is not a network.
     """
     check_exportable(classifier)
     for name in formats:
@@ -367,17 +367,17 @@ def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
 def export_classifier(
     classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
 ) -> tuple[Path, ExportRecord]:
-    """Write one format into `out`/`name`, in place of an export that stands there; return its folder and its export.json.
+    """Write one format into `out`/`name`, replacing an earlier export; return its folder and the record of export.json.
 
     Args:
-        classifier: passed `check_needs`.
+        classifier: one that passed `check_needs`.
         out: the folder of exports.
-        sample: the images by which it is judged.
-        origin: what is said about the classifier.
+        sample: the images for comparison and calibration.
+        origin: the provenance of the classifier.
 
     Raises:
-        ExportError: it does not answer as the classifier does, or cannot be written; nothing is left behind.
-        OSError: as `ExportError`.
+        ExportError: it does not agree with the classifier, or cannot be written; nothing is left behind.
+        OSError: it cannot be written; nothing is left behind.
     """
     target = Path(out) / name
     import tensorflow as tf
@@ -391,12 +391,12 @@ def export_classifier(
         sample = replace(sample, images=images, calibration=calibration)
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as place:
-        # A folder made by tempfile is closed to other users; an export shall be a folder like any.
+        # Only its owner can read a folder made by tempfile; an export has the usual permissions.
         folder = Path(place) / name
         folder.mkdir()
         try:
             remarks = exporter.write(classifier, folder / exporter.file, size=size, sample=sample)
-        except tf.errors.OpError as error:  # of a full disk, too
+        except tf.errors.OpError as error:  # e.g. a full disk
             raise ExportError(f"{target}: cannot be written: {error.message}") from error
         agreement = compare_export(
             classifier.predict,
@@ -416,7 +416,7 @@ def export_classifier(
 
 
 def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, origin: Origin) -> dict[str, Any]:
-    """Return export.json but for what is known when the files are there and compared."""
+    """Return the fields of export.json that are known before the files are written and compared."""
     exporter = EXPORTERS[name]
     faces = classifier.about.faces
     return {
@@ -439,7 +439,7 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
 
 
 def _write_beside(folder: Path, record: ExportRecord, exporter: Exporter, card: str) -> ExportRecord:
-    """Write labels, example and card, and last export.json with the checksums of all others; return it."""
+    """Write labels, example and card, then export.json with the checksums of all other files; return its record."""
     (folder / "labels.json").write_text(json.dumps(record.labels) + "\n", encoding="utf-8")
     Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")
     (folder / "example.py").write_text(render_example(exporter.template, record), encoding="utf-8")
@@ -468,21 +468,21 @@ def export_model(
     Args:
         name: a run, an artifact folder, or a shipped model's name.
         formats: names of EXPORTERS.
-        out: the folder of exports, one folder a format inside; None: exports/<name>.
-        data: the images to compare on: a csv in the layout of FER2013 (PublicTest, else all rows), class folders,
-            an .npz, or an experiment file (validation, else all). None takes validation of the model's own run,
-            where its data is there, else faces drawn by dlfer. Test splits are never opened.
-        size: (H, W) of the formats that take one size; None is that of the training images, made square.
-        force: whether an earlier export is replaced with the files of others in its folder.
-        say: told what takes long, and what was refused.
+        out: the folder of exports, with one folder per format; None for exports/<name>.
+        data: the images to compare on: a csv in the layout of FER2013, class folders, an .npz, or an experiment file.
+            The validation split is used, else train, else test, or all of data without splits. None for validation of
+            the model's own run if its data is available, else for drawn faces.
+        size: (H, W) for formats that accept one size; None for that of the training images, made square.
+        force: whether to replace an earlier export even if it is of another model, was changed, or has other files.
+        say: called with lines about the progress.
 
     Returns:
-        Format -> its folder and its export.json.
+        Format -> its folder and the record of export.json.
 
     Raises:
-        UserError: model or data is not found or does not fit, a package is missing, or something that is no export would
-            be replaced.
-        ExportError: one or more formats were refused or could not be written; the others stand.
+        UserError: model or data is not found or does not match, a package is missing, or something other than an
+            unchanged export of the same model would be replaced.
+        ExportError: one or more formats were refused or could not be written; the others are kept.
 
     Example:
         >>> export_model("saved_models/runs/lite2/RUN", ("onnx",))["onnx"][0]
@@ -491,8 +491,8 @@ def export_model(
     folder = find_model(name)
     record = read_artifact_record(folder)
     about = record.about
-    # The name of a shipped model, else <experiment>-<run> of a run's, else that of the folder. An artifact may be a stranger's, and
-    # its names shall not lead out of the folder of exports.
+    # The name of a shipped model, else <experiment>-<run>, else the name of the folder. An artifact may be untrusted:
+    # its names must not lead outside the folder of exports.
     full_name = about.name or "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
     out = Path("exports") / (_NOT_IN_NAMES.sub("_", full_name).lstrip(".") or "model") if out is None else Path(out)
     check_writable(out, "--out")
@@ -534,7 +534,7 @@ def export_model(
 
 
 def _check_target(target: Path, inputs: list[Path | None], artifact: ArtifactRecord, *, force: bool) -> None:
-    """Raise unless a folder is free for an export: not there, or an earlier export of the same model that nobody changed."""
+    """Raise UserError unless a folder is absent or an earlier export, unchanged and of the same model (or `force`)."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not (target / EXPORT_FILE).is_file():
@@ -566,7 +566,7 @@ def _check_target(target: Path, inputs: list[Path | None], artifact: ArtifactRec
 
 
 def _read_card(folder: Path, run: Run | None, *, research_only: bool) -> str:
-    """Return the card beside the artifact, which a hub calls README.md, else that of its run, else a line that says there is none."""
+    """Return the card beside the artifact (on a hub README.md), else that of its run, else a text that it has none."""
     for name in (CARD_FILE, "README.md"):
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8")

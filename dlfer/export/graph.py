@@ -1,8 +1,8 @@
-"""A classifier as one TensorFlow function: from uint8 images to probabilities, nothing outside of it.
+"""Conversion of a classifier to one self-contained TensorFlow function from uint8 images to probabilities.
 
-Resizing is two matrix products here. `ops.image.resize` with antialiasing cannot be written in ONNX where the
-size of the images is free, and gathers of single lines, as a network in training uses, lose a bit at each step
-when they are quantised.
+Resizing is done by two matrix products. `ops.image.resize` with antialiasing cannot be converted to ONNX for images
+of any size, and gathering single lines, as the network does in training, loses a bit at each step when it is
+quantised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INPUT, OUTPUT, FEATURES = "images", "probabilities", "features"
 """Names of the input and the output; `FEATURES` is the output of a boosted model's network."""
 
-# What a grey pixel is of an RGB one, over 65,536: the luma of ITU-R BT.601, as `match_channels` has it.
+# Weights of R, G and B in a grey value, times 65,536: the luma of ITU-R BT.601, as in `match_channels`.
 _LUMA = (19595.0, 38470.0, 7471.0)
 
 
@@ -39,11 +39,11 @@ def check_backend() -> None:
 
 
 def check_exportable(classifier: Classifier) -> None:
-    """Raise unless a classifier is a network, or an ensemble of such, on the TensorFlow backend.
+    """Raise an error unless a classifier is a network, or an ensemble of networks, on the TensorFlow backend.
 
     Raises:
-        EnvironmentProblem: another backend.
-        ModelError: trees, which no network format holds.
+        EnvironmentProblem: the backend is not TensorFlow.
+        ModelError: the classifier has trees, which the export formats cannot contain.
     """
     check_backend()
     members = classifier.members if isinstance(classifier, EnsembleClassifier) else {"": classifier}
@@ -63,13 +63,13 @@ def build_function(
 ) -> tuple[tf.Module, tf.types.experimental.ConcreteFunction]:
     """Return a module that holds the weights, and its function from images to probabilities.
 
-    The function takes `images`, uint8 [N, H, W, channels], and returns {"probabilities": float32 [N, C]}: what
-    `classifier.predict` answers without its temperature. Of a boosted model it returns {"features": float32 [N, F]}, which
-    the trees take after rounding and normalising.
+    The function takes `images`, uint8 [N, H, W, channels], and returns {"probabilities": float32 [N, C]}, those of
+    `classifier.predict` without its temperature. For a boosted model it returns {"features": float32 [N, F]}, which are
+    rounded and normalised before the trees use them.
 
     Args:
-        classifier: checked by `check_exportable`, or a boosted one.
-        size: (H, W) of all images; None leaves both free.
+        classifier: one that passed `check_exportable`, or a boosted one.
+        size: (H, W) of all images; None for images of any size.
     """
     import tensorflow as tf
 
@@ -96,7 +96,7 @@ def _list_variables(classifier: Classifier) -> list[keras.Variable]:
 
 
 def _answer(classifier: Classifier, images: tf.Tensor) -> tf.Tensor:
-    """Return float32 [N, C], rows sum to one, of float32 [N, H, W, C] in 0..255."""
+    """Return probabilities, float32 [N, C], rows sum to one, of images, float32 [N, H, W, channels] in 0..255."""
     if not isinstance(classifier, EnsembleClassifier):
         return _answer_of_network(classifier.parts, images)
     return _combine(
@@ -109,7 +109,7 @@ def _answer(classifier: Classifier, images: tf.Tensor) -> tf.Tensor:
 
 
 def _compute_features(classifier: BoostedClassifier, images: tf.Tensor) -> tf.Tensor:
-    """Return float32 [N, F], the pooled features of all levels, one level after the other."""
+    """Return the pooled features of all levels, concatenated in order, float32 [N, F]."""
     import tensorflow as tf
 
     found = classifier.features.tapped(_preprocess(classifier.parts, images), training=False)
@@ -117,7 +117,7 @@ def _compute_features(classifier: BoostedClassifier, images: tf.Tensor) -> tf.Te
 
 
 def _preprocess(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
-    """Return what the backbone takes of float32 [N, H, W, C] in 0..255."""
+    """Return the backbone's input for images, float32 [N, H, W, channels] in 0..255."""
     import tensorflow as tf
 
     face_input = parts.face_input
@@ -139,12 +139,12 @@ def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax(logits)
     raw = tf.sigmoid(logits)
     total = tf.reduce_sum(raw, axis=1, keepdims=True)
-    # As `predict_probabilities` has it: where every class is answered by no, nothing is known.
+    # As in `predict_probabilities`: if every class has a probability near 0, the result is uniform.
     return tf.where(total > 1e-12, raw / tf.maximum(total, 1e-12), 1.0 / raw.shape[1])
 
 
 def _combine(classifier: EnsembleClassifier, answers: list[tf.Tensor]) -> tf.Tensor:
-    """Return what `dlfer.metrics.predictions` makes of the answers, float32 [N, C]."""
+    """Return the members' probabilities, combined as in `dlfer.metrics.predictions`, float32 [N, C]."""
     import tensorflow as tf
 
     if classifier.combine_by == "trained":
@@ -167,17 +167,17 @@ def _take_columns(answer: tf.Tensor, found: tuple[str, ...], labels: tuple[str, 
 
 
 def _match_channels(images: tf.Tensor, channels: int) -> tf.Tensor:
-    """Return grey images of RGB ones where a member wants them, as whole numbers, as `match_channels` does."""
+    """Convert RGB images to grey if a member needs it, with values rounded to integers as by `match_channels`."""
     import tensorflow as tf
 
     if images.shape[-1] == channels:
         return images
-    # All below 2 ** 24, so that float32 is exact.
+    # All values are below 2 ** 24, so that float32 is exact.
     return tf.floor((tf.reduce_sum(images * tf.constant(_LUMA), axis=-1, keepdims=True) + 32768.0) / 65536.0)
 
 
 def _get_size(images: tf.Tensor) -> tuple:
-    """Return height and width: whole numbers where they are fixed, else scalars int32."""
+    """Return height and width: integers if they are fixed, else int32 scalar tensors."""
     import tensorflow as tf
 
     free = tf.shape(images)
@@ -185,7 +185,7 @@ def _get_size(images: tf.Tensor) -> tuple:
 
 
 def _crop_centre(images: tf.Tensor, crop: float) -> tf.Tensor:
-    """Return the central part, in whole pixels, as `dlfer.model.face_input.crop_centre`."""
+    """Return the central part, in whole pixels, as `dlfer.model.face_input.crop_centre` does."""
     import tensorflow as tf
 
     height, width = _get_size(images)
@@ -200,14 +200,14 @@ def _crop_centre(images: tf.Tensor, crop: float) -> tf.Tensor:
 
 
 def _resize(images: tf.Tensor, side: int) -> tf.Tensor:
-    """Return float32 [N, side, side, C] of [N, H, W, C], bilinear, antialiased where it shrinks."""
+    """Resize float32 [N, H, W, C] to [N, side, side, C], bilinearly, with antialiasing for smaller sizes."""
     import tensorflow as tf
 
     if images.shape[1:3] == (side, side):
         return images
     height, width = _get_size(images)
     channels = images.shape[-1]
-    # The weights stand on the right: LiteRT quantises a product with constants on the left to zeros.
+    # The weights are the right factor: LiteRT quantises a product with a constant left factor to zeros.
     lines = tf.reshape(tf.transpose(images, (0, 1, 3, 2)), (-1, height * channels, width))
     narrow = tf.matmul(lines, _compute_weights(width, side), transpose_b=True)
     columns = tf.transpose(tf.reshape(narrow, (-1, height, channels, side)), (0, 3, 2, 1))
@@ -217,9 +217,9 @@ def _resize(images: tf.Tensor, side: int) -> tf.Tensor:
 
 
 def _compute_weights(size: int | tf.Tensor, side: int) -> tf.Tensor:
-    """Return float32 [side, size]: how much each pixel of a line counts in each of `side`; rows sum to one.
+    """Return the weight of each input pixel of a line in each output pixel, float32 [side, size]; rows sum to one.
 
-    The triangle of `dlfer.model.face_input.compute_taps`, written out over the whole line.
+    It is the triangle filter of `dlfer.model.face_input.compute_taps` as a dense matrix.
     """
     import tensorflow as tf
 

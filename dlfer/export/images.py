@@ -1,4 +1,4 @@
-"""The images by which exports of a model are judged and calibrated, and where they come from."""
+"""Selection of the images on which a model's exports are compared and calibrated, with descriptions of their origin."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from dlfer.model.classifier import Classifier
 
 NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
-"""At most so many images to compare on and to calibrate on; so many faces are drawn where there are no images."""
+"""Maximum numbers of images for comparison and for calibration; number of faces drawn for comparison without images."""
 
 
 @dataclass(frozen=True)
 class _Sets:
-    """Images to compare on and to calibrate on.
+    """Images for comparison and for calibration.
 
     Attributes:
-        compared, calibration: uint8 images of any size and colours.
-        source, calibration_source: in words.
-        is_labelled: whether the targets are those of the classifier's labels.
+        compared, calibration: uint8 images of any size and number of channels.
+        source, calibration_source: descriptions of their origin.
+        is_labelled: whether the targets are indices of the classifier's labels.
     """
 
     compared: Split
@@ -62,13 +62,13 @@ def gather_sample(
     data: Path | None,
     say: Callable[[str], None],
 ) -> Sample:
-    """Return images of `data`, else of the model's own run, else faces that dlfer draws.
+    """Return images of `data`, else of the model's own run, else synthetic faces.
 
-    `data` is as of `dlfer.export.exporters.export_model`; `run` is the one that it is the model of;
-    `record` is needed with `data` alone.
+    `data` is as for `dlfer.export.exporters.export_model`; `run` is the run that trained the model; `record` is needed
+    only with `data`.
 
     Raises:
-        UserError: `data` is not found, or does not fit the labels.
+        UserError: `data` is not found, or does not match the labels.
     """
     sets = None
     if data is not None:
@@ -90,7 +90,7 @@ def gather_sample(
 
 
 def find_native_size(run: Run | None) -> tuple[int, int] | None:
-    """Return (H, W) of the images that a run's model was trained on, where the run tells it."""
+    """Return (H, W) of the images that a run's model was trained on, or None if the run does not record it."""
     if run is None:
         return None
     with contextlib.suppress(ModelError):
@@ -100,7 +100,7 @@ def find_native_size(run: Run | None) -> tuple[int, int] | None:
 
 
 def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _Sets | None:
-    """Return validation and training images of a run; None where its data is not there, has changed since, or is streamed."""
+    """Return the validation and training images of a run; None if its data is absent, damaged, changed or streamed."""
     stage = run.config().finetune
     say(f"loading the data of {run.path}")
     try:
@@ -124,10 +124,10 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
 
 
 def _has_same_images(run: Run, bundle: DataBundle) -> bool:
-    """Tell whether the labels and the validation images are those that a run began with, as far as its list tells."""
+    """Return whether labels and validation images are those that a run started with; True without a list of these."""
     try:
         known = read_npz(run.path / IMAGES_FILE, names=("labels", "validation_digests"))
-    except (OSError, ValueError):  # of a run before they were kept
+    except (OSError, ValueError):  # earlier versions wrote no such list
         return True
     return known["labels"].tolist() == list(bundle.labels) and np.array_equal(
         np.sort(known["validation_digests"]), np.sort(hash_images(bundle.validation.images))
@@ -135,7 +135,7 @@ def _has_same_images(run: Run, bundle: DataBundle) -> bool:
 
 
 def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Sets:
-    """Return the images of a file or folder; a test split is taken where there is nothing else."""
+    """Return the images of a file or folder; a test split is used only if there is no other."""
     held, labels, _ = load_held(path, classifier, say)
     name = next((name for name in ("validation", "train", "test", "all") if name in held), None)
     if name is None:
@@ -155,7 +155,7 @@ def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say:
 
 
 def take_usage(split: Split, usage: str) -> Split | None:
-    """Return the rows of a FER2013 csv that have a Usage; None where there are none."""
+    """Return the rows of a FER2013 csv with this Usage; None if there are none."""
     rows = np.flatnonzero(np.char.startswith(split.ids, f"{usage}/"))
     return split.take(rows, usage) if len(rows) else None
 
@@ -163,14 +163,14 @@ def take_usage(split: Split, usage: str) -> Split | None:
 def load_held(
     path: Path, classifier: Classifier | Engine | ForeignModel, say: Callable[[str], None] | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...], GivenData]:
-    """Return the splits with images in memory, test first, the labels, and what the data is.
+    """Return the splits with images in memory, test first, the labels, and the recognised data.
 
-    Nothing is split off what has no splits: of a csv without a column Usage the one split is "all".
+    Data without splits is not divided: a csv without a column Usage has the single split "all".
 
     Args:
-        path: of data as `dlfer.data.given.recognise` knows it; of an experiment file `finetune.data` is loaded.
-        classifier: that will get the images; those of several sizes become squares as it makes them.
-        say: is told what was seen, used and left out.
+        path: data of a kind that `dlfer.data.given.recognise` knows; of an experiment file, `finetune.data` is loaded.
+        classifier: the model that will receive the images; images of several sizes are made square as it does.
+        say: called with lines about what was read, used and left out.
     """
     with open_data(path) as given:
         if given.csv is not None:
@@ -191,7 +191,7 @@ def load_held(
 
 
 def _divide(split: Split) -> tuple[Split, Split, str]:
-    """Return images to compare on and others to calibrate on, where all stand in one split; and a remark."""
+    """Divide one split into images for comparison and for calibration; return both, and a note about it."""
     calibration = draw_subset(split, min(NUM_CALIBRATION, len(split) // 2), seed=0)
     if not len(calibration):
         return split, split, ""

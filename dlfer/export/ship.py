@@ -1,6 +1,6 @@
-"""A run's model made into one that is shipped: small, named, with its card, and found by `dlfer predict`.
+"""Conversion of a run's model into a shipped model: small, named, with its card, and found by `dlfer predict`.
 
-Every trained model carries an ONNX file in its artifact, by which it predicts without TensorFlow.
+The artifact of every trained model has an ONNX file, if it can be converted, for prediction without TensorFlow.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from dlfer.runs.text import round_up
 ONNX_FILE = "network.onnx"
 
 MIN_KERNEL = 20_000
-"""Values from which a kernel of a shipped model is kept in float16. The small ones are a twentieth of the bytes, and are where
-rounding changes most: with all kernels of EfficientNet-Lite2 in float16 probabilities change by up to 0.010, so by 0.0007."""
+"""Minimum number of values of a kernel that is shipped in float16. Smaller ones take a twentieth of the bytes, and
+rounding them matters most: without this limit EfficientNet-Lite2's probabilities change by up to 0.010, not 0.0007."""
 
 NUM_COMPARED = 256
-"""Images by which the file is compared with Keras, at most."""
+"""Maximum number of images on which the ONNX file is compared with Keras."""
 
 TREES = Limits(difference=None, agreement=0.99)
-"""Of a boosted model. A split asks whether a feature is below a value that some training image has: where two runtimes round a
-feature differently, an image in some hundred falls on the other side of one split, and its probabilities change a little."""
+"""Limits for a boosted model. The threshold of a tree's split is a value of some training image: if two runtimes round
+a feature differently, about one image in a hundred takes another branch, and its probabilities change slightly."""
 
 _HALF, _INT8 = "large kernels in float16", "int8, a scale for each output channel; the last dense layer in float32"
 
@@ -59,20 +59,20 @@ _HALF, _INT8 = "large kernels in float16", "int8, a scale for each output channe
 def write_embedded_onnx(
     classifier: Classifier, folder: Path, *, images: np.ndarray, source: str, halve: bool = False
 ) -> OnnxRecord | str:
-    """Write `ONNX_FILE` into an artifact's folder, after it was found to answer as Keras does.
+    """Write `ONNX_FILE` into an artifact's folder, and keep it only if its predictions agree with those of Keras.
 
     Args:
-        classifier: that the artifact is of.
-        folder: of the artifact.
-        images: uint8 [N, H, W, channels] to compare on; the first `NUM_COMPARED` are used. Without any, faces are drawn.
-        source: where they come from, in words.
-        halve: keep large kernels in float16. The classifier's own have to be those of float16 already: the file then
-            answers as it does, exactly but for rounding in float32.
+        classifier: the artifact's classifier.
+        folder: the artifact's folder.
+        images: uint8 [N, H, W, channels] to compare on; the first `NUM_COMPARED` are used. If empty, faces are drawn.
+        source: description of their origin.
+        halve: store large kernels in float16. The classifier's own must already have float16 values, so that the file
+            gives the same predictions up to rounding in float32.
 
     Returns:
-        What artifact.json says of the file; or in one sentence why there is none: another backend than TensorFlow,
-        trees in an ensemble, a package that is missing, or answers that differ by more than 1e-4 (of a boosted model: labels
-        of which more than one in a hundred differ).
+        The record of the file for artifact.json; or a sentence on why there is none: a backend other than TensorFlow,
+        trees in an ensemble, a missing package, or probabilities that differ by more than 1e-4 (for a boosted model:
+        labels that differ for more than one image in a hundred).
     """
     path, is_boosted = folder / ONNX_FILE, isinstance(classifier, BoostedClassifier)
     halve = halve and not is_boosted
@@ -109,18 +109,18 @@ def write_embedded_onnx(
 
 
 def write_embedded_int8(classifier: Classifier, folder: Path, sample: Sample) -> OnnxRecord:
-    """Write `ONNX_FILE` into an artifact's folder with weights and activations of eight bits.
+    """Write `ONNX_FILE` into an artifact's folder with 8-bit weights and activations.
 
     Args:
-        classifier: that the artifact is of.
-        folder: of the artifact.
-        sample: images to compare on and to calibrate by.
+        classifier: the artifact's classifier.
+        folder: the artifact's folder.
+        sample: images for comparison and for calibration.
 
     Returns:
-        What artifact.json says of the file: how far it answers as Keras does, and what it loses.
+        The record of the file for artifact.json, with its agreement with Keras and its loss of accuracy.
 
     Raises:
-        EnvironmentProblem: another backend than TensorFlow, or a package is missing.
+        EnvironmentProblem: the backend is not TensorFlow, or a package is missing.
         ModelError: the model has trees.
         ExportError: fewer than 90 % of the labels agree.
     """
@@ -161,7 +161,7 @@ def write_embedded_int8(classifier: Classifier, folder: Path, sample: Sample) ->
 
 
 def list_kernels(classifier: Classifier) -> list[np.ndarray]:
-    """Return the kernels, float32, of at least `MIN_KERNEL` values, those of an ensemble's members included."""
+    """Return the float32 kernels of at least `MIN_KERNEL` values, including those of an ensemble's members."""
     if isinstance(classifier, EnsembleClassifier):
         return [kernel for member in classifier.members.values() for kernel in list_kernels(member)]
     if not isinstance(classifier, NetworkClassifier):
@@ -171,14 +171,14 @@ def list_kernels(classifier: Classifier) -> list[np.ndarray]:
 
 
 def halve_kernels(path: Path, kernels: Sequence[np.ndarray]) -> int:
-    """Rewrite an ONNX file so that its large kernels are in float16; return how many are.
+    """Rewrite an ONNX file so that its large kernels are in float16; return their number.
 
-    The converter multiplies kernels by the scale of the BatchNorm behind them, so that the values in the file cannot be
-    rounded again without another answer. Each is therefore written as kernel (float16) times scale (float32, one for each
-    output channel), which runtimes multiply once, when they open the file.
+    The converter multiplies kernels by the scale of the following BatchNorm, so that rounding the values in the file
+    would change predictions. Each kernel is therefore stored as kernel (float16) times scale (float32, one for each
+    output channel), which runtimes multiply once, when they load the file.
 
     Args:
-        kernels: of the network, in Keras' layout, with values of float16.
+        kernels: the network's kernels in Keras' layout, with float16 values.
     """
     onnx = import_extra("onnx")
     model = onnx.load(path)
@@ -210,10 +210,10 @@ def halve_kernels(path: Path, kernels: Sequence[np.ndarray]) -> int:
 
 
 def factor_kernel(values: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a tensor of an ONNX file as (float16 kernel, float32 scale), whose product it is; None if it is not of `kernel`.
+    """Factor a tensor of an ONNX file into (float16 kernel, float32 scale); return None if `kernel` does not match it.
 
     Args:
-        values: float32, [out, in, h, w] of a convolution, [channels, 1, h, w] of a depthwise one, or [in, out] of a product.
+        values: float32, [out, in, h, w] of a convolution, [channels, 1, h, w] if depthwise, or [in, out] of a product.
         kernel: float32 in Keras' layout: [h, w, in, out], [h, w, channels, 1] or [in, out].
     """
     if values.ndim == 4 and kernel.ndim == 4:
@@ -237,14 +237,14 @@ def factor_kernel(values: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, n
 
 
 MAX_BYTES = 48 * 2**20
-"""Of a shipped model, since it is committed to the repository. EfficientNet-B3 takes 45 MiB: its weights are kept for Keras and for ONNX
-Runtime."""
+"""Maximum size of a shipped model, since it is committed to the repository. EfficientNet-B3 takes 45 MiB: its weights
+are stored both for Keras and for ONNX Runtime."""
 
 MAX_DIFFERENCE = 1e-2
-"""Of any probability to the run's own model, on drawn faces."""
+"""Maximum difference of any probability from the run's own model, on drawn faces."""
 
 WEIGHTS = ("float16", "int8")
-"""What the ONNX file of a shipped model may compute with: large kernels in float16, or eight bits."""
+"""Precisions of a shipped model's ONNX file: large kernels stored in float16, or 8-bit integers."""
 
 _NUM_FACES = 70
 _NAME = re.compile(r"\w[\w.-]*")
@@ -254,22 +254,22 @@ _SHIPPED_RECORDS = (CONFIG_FILE, Metrics.FILE, DATA_FILE)
 def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False, weights: str = "float16") -> Path:
     """Write a run's model to `folder`/`name` for shipping, and return that path.
 
-    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32; with int8 the
-    ONNX file computes with eight bits, and Keras has the same weights as without. Beside the artifact stand its card, config.yaml,
-    metrics.json, data.json and images.npz (64 bits of each image's digest), by which `dlfer evaluate` and `compare` know images that
-    selected or trained the model.
+    A network's large kernels are stored in float16, all others in float32, and computation is in float32. With int8,
+    the ONNX file computes with 8-bit integers, and the Keras weights are the same. The folder also has the model's
+    card, config.yaml, metrics.json, data.json and images.npz (64 bits of each image's digest), by which `dlfer
+    evaluate` and `compare` recognise images that trained or selected the model.
 
     Args:
         run: a finished run, by its path or name.
-        folder: of the shipped models; saved_models in a checkout.
-        name: by which it will be named.
-        default: whether it is used where none is named; the others of the folder then are not.
+        folder: the folder of shipped models; saved_models in a checkout.
+        name: the name of the shipped model.
+        default: whether it becomes the default model; the folder's other models then are not.
         weights: one of WEIGHTS.
 
     Raises:
-        UserError: other weights.
-        ModelError: no such run, a smoke run as the default, the place is taken, the model is above 48 MiB, a
-            probability on drawn faces changes by more than 0.01, or int8 for a model that has trees.
+        UserError: `weights` is not one of WEIGHTS.
+        ModelError: there is no such run, it is a smoke run for the default, the name is invalid or taken, the model is
+            above 48 MiB, a probability on drawn faces changes by more than 0.01, or int8 for more than one network.
         ExportError: with int8, fewer than 90 % of the labels agree with those of float32.
     """
     if weights not in WEIGHTS:
@@ -290,7 +290,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
-        # A folder in the shape of the run, and of its name: the card is written from it.
+        # A copy with the layout and the name of the run, from which the card is written.
         copy = Path(temporary) / opened.path.name
         copy_folder(source, copy / "model")
         for file in (RUN_FILE, *_SHIPPED_RECORDS):
@@ -312,7 +312,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
 
 
 def _keep_digests(run: Path, model: Path) -> None:
-    """Keep 64 bits of the digest of each image that trained or selected a run, by which they are found again."""
+    """Write 64 bits of the digest of each image that trained or selected a run's model, to recognise these images."""
     if not (run / IMAGES_FILE).is_file():
         return
     lists = read_npz(run / IMAGES_FILE)
@@ -329,11 +329,11 @@ def write_hub_folder(model: Path, folder: Path, repository: str | None = None) -
 
     Args:
         model: the folder of a shipped model.
-        folder: to write, with everything or not at all.
-        repository: ORG/NAME, by which the card says how to load the model; None: not known yet.
+        folder: the folder to write, completely or not at all.
+        repository: ORG/NAME for the loading example in the card; None if it is not known yet.
 
     Raises:
-        ConfigError: the folder is there already, or cannot be made.
+        ConfigError: the folder exists already, or cannot be created.
     """
     check_hub_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def write_hub_folder(model: Path, folder: Path, repository: str | None = None) -
 
 
 def check_hub_folder(folder: Path) -> None:
-    """Raise ConfigError unless the folder of a repository can be made."""
+    """Raise ConfigError unless the folder of a repository can be created."""
     if os.path.lexists(folder):
         raise ConfigError(
             f"--hub-folder {folder}: exists already; delete it, or choose another folder with --hub-folder."
@@ -359,7 +359,7 @@ def check_hub_folder(folder: Path) -> None:
 
 
 def shrink_weights(path: Path) -> None:
-    """Rewrite a .weights.h5 with its kernels of at least `MIN_KERNEL` values in float16.
+    """Rewrite a .weights.h5 file with kernels of at least `MIN_KERNEL` values in float16.
 
     Raises:
         ModelError: a weight is too large for float16.
@@ -371,7 +371,7 @@ def shrink_weights(path: Path) -> None:
 
 
 def compute_difference(first: Classifier, second: Classifier) -> float:
-    """Return the largest difference between the probabilities of two classifiers on drawn faces of each expression."""
+    """Return the largest difference between two classifiers' probabilities on drawn faces of each expression."""
     rng = np.random.default_rng(0)
     faces = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(_NUM_FACES)]
     images = np.stack([resize_square(face.reshape(*face.shape[:2], 1), 48) for face in faces])
@@ -395,9 +395,9 @@ def _copy_group(old: h5py.Group, new: h5py.Group, path: Path) -> None:
 
 
 def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> None:
-    """Give the artifact in a folder, whose large kernels are in float16, its ONNX file with such kernels, or with eight bits.
+    """Add an ONNX file, in float16 or int8, to an artifact whose large kernels are in float16.
 
-    It is compared with Keras on validation images of the run, where its data is there, else on drawn faces.
+    It is compared with Keras on the run's validation images if its data is available, else on drawn faces.
     """
     classifier, record = load_artifact(folder), ArtifactRecord.require(folder)
     sample = gather_sample(classifier, record, run=run, data=None, say=lambda text: None)
@@ -416,7 +416,7 @@ def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> No
 
 
 def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRecord:
-    """Make a copy of an artifact small, and return what was done and how far its answers are from the source's."""
+    """Reduce the size of an artifact's copy, and return how, and how far its predictions differ from the source's."""
     record = ArtifactRecord.require(folder)
     if WEIGHTS_FILE not in record.sha256:
         if weights == "int8":
@@ -440,7 +440,7 @@ def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRec
 
 
 def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
-    """Write into artifact.json what is shipped, and the card."""
+    """Write the name and the shipping record into artifact.json, and write the card."""
     shape = DataRecord.require(copy).splits["train"].shape
     record = ArtifactRecord.require(copy / "model")
     about = {
@@ -467,7 +467,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
 
 
 def describe_int8(record: OnnxRecord) -> str:
-    """Return what an ONNX file of eight bits loses, in sentences."""
+    """Return sentences about an int8 ONNX file's agreement with Keras and its loss of accuracy."""
     text = (
         f"The ONNX file, by which dlfer predicts, computes with eight bits ({record.weights}), calibrated on {record.calibration}. "
         f"Compared with Keras on {record.n:,} images ({record.images}): {100 * record.labels_agree:.2f} % of the labels agree, and "
@@ -483,7 +483,7 @@ def describe_int8(record: OnnxRecord) -> str:
 
 
 def describe_speed(speed: SpeedRecord) -> str:
-    """Return in a sentence how long a model took for a face, and where."""
+    """Return a sentence about a model's prediction time per face and the machine."""
     return (
         f"When it was shipped it took {speed.milliseconds:.3g} ms for a face, in batches of {speed.batch_size}, by {speed.engine} on "
         f"{speed.machine}."

@@ -1,5 +1,5 @@
-"""Run directories and everything that reads or writes their files.
+"""Run directories, and the code that creates them and reads and writes their files.
 
-What enters is an experiment that begins, or the name of a run or a model. What leaves is a `Run`, its records, and the
-means to write a file whole or not at all. Nothing here knows what the numbers in the records mean.
+The package takes an experiment to start, or the name of a run or a model, and returns a `Run`, its records, and helpers
+for atomic writes. It does not interpret the numbers in the records.
 """

@@ -1,4 +1,4 @@
-"""artifact.json, the description of a trained model, and export.json, that of an exported one, read without a framework."""
+"""Records of artifact.json (a trained model) and export.json (an exported model), readable without TensorFlow."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from dlfer.runs.records import (
 
 FORMAT = 1
 MEND = "Copy the artifact again, or train it again"
-"""What to do about an artifact that was changed; the end of a message, without its full stop."""
+"""Advice on a modified artifact for the end of an error message; it has no full stop."""
 
 
 def read_artifact_record(folder: Path) -> ArtifactRecord:
-    """Return artifact.json of an artifact folder, checked to be one that this version reads.
+    """Return the record of an artifact folder's artifact.json, after checking that this version can read it.
 
     Raises:
-        ModelError: it is not there, damaged, of another format, or outside of the limits.
+        ModelError: the file is absent, damaged or of another format, or its values are outside the limits.
     """
     path = Path(folder) / ARTIFACT_FILE
     try:
@@ -61,10 +61,10 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
 
 
 def find_network_model(name: Path | str) -> Path:
-    """Return the folder of a model of one network, whose backbone another can start from, as `find_model` does.
+    """Return the folder of a model, as `find_model` does, whose backbone can initialise another network.
 
     Raises:
-        ModelError: there is none, or it is an ensemble.
+        ModelError: there is no such model, or it is an ensemble.
     """
     folder = find_model(name)
     if read_artifact_record(folder).family == "ensemble":
@@ -76,14 +76,14 @@ def find_network_model(name: Path | str) -> Path:
 
 
 class ExportInput(Record):
-    """What an export takes.
+    """The input of an exported model.
 
     Attributes:
-        shape: [None, H, W, channels]; H and W are None where they are free.
+        shape: [None, H, W, channels]; H and W are None if images of any size are accepted.
         channels: "grey" or "RGB".
-        network_size: side in pixels that the network sees.
+        network_size: side in pixels of the square image that the network receives.
         aspect: how images that are not square become squares: "crop" or "pad".
-        faces: how faces were found in the training images, or None.
+        faces: the section `finetune.data.faces` that prepared the training images, or None.
     """
 
     name: Text = "images"
@@ -98,7 +98,7 @@ class ExportInput(Record):
 
 
 class ExportOutput(Record):
-    """What an export gives: probabilities of `shape` [None, number of labels]."""
+    """The output of an exported model: probabilities of `shape` [None, number of labels]."""
 
     name: str = "probabilities"
     dtype: str = "float32"
@@ -107,7 +107,7 @@ class ExportOutput(Record):
 
 
 class ExportTemperature(Record):
-    """The temperature of the original, which no export applies; value None: none was fitted."""
+    """The temperature of the original model, which no export applies; `value` is None if none was fitted."""
 
     value: Annotated[Number, Field(gt=0)] = None
     applied: bool = False
@@ -115,14 +115,14 @@ class ExportTemperature(Record):
 
 
 class ExportLimits(Record):
-    """What an export had to reach: the largest difference of a probability, and the share of equal labels."""
+    """The limits that an export had to meet: the maximum probability difference and minimum share of equal labels."""
 
     difference: Number = None
     agreement: Number = None
 
 
 class OtherSizes(Record):
-    """The comparison at other image sizes."""
+    """The comparison of an export with its original on images resized to other sizes."""
 
     sizes: list[list[int]]
     n: Count
@@ -130,7 +130,7 @@ class OtherSizes(Record):
 
 
 class ExportAccuracy(PairedTest):
-    """The accuracies of the original (a) and the export (b); the difference is what the export loses."""
+    """The paired comparison of the accuracies of the original (a) and the export (b); the difference is the loss."""
 
     sentence: str = ""
 
@@ -139,8 +139,8 @@ class Agreement(Record):
     """How well an export agrees with its original.
 
     Attributes:
-        images: in words, what they were compared on.
-        largest_difference, mean_difference: of probabilities; None: not a number, so that the export is useless.
+        images: description of the images on which the two were compared.
+        largest_difference, mean_difference: of the probabilities; None if NaN, which makes the export useless.
         labels_agree: the share of images with the same most probable label.
     """
 
@@ -155,7 +155,7 @@ class Agreement(Record):
 
 
 class Quantised(Record):
-    """The images that calibrated eight-bit activations, and the operations that stay in float32."""
+    """The images that calibrated an int8 export's activations, and its float32 operations, kind -> number."""
 
     num_images: Count
     images: str
@@ -163,12 +163,12 @@ class Quantised(Record):
 
 
 class ExportAbout(Record):
-    """What the exported model is.
+    """The provenance of an exported model.
 
     Attributes:
-        artifact_sha256: file -> checksum of the original.
-        trained: what the original says of its training.
-        packages: name -> version of what made the export.
+        artifact_sha256: file of the original artifact -> checksum.
+        trained: the section `about` of the original's artifact.json.
+        packages: name -> version of each package that made the export.
     """
 
     model: str | None = None
@@ -180,14 +180,14 @@ class ExportAbout(Record):
 
 
 class ExportRecord(FileRecord):
-    """export.json of one format.
+    """The contents of export.json, which describes a model exported to one format.
 
     Attributes:
-        version: of the folder.
+        version: version of the folder's layout.
         file: name of the model's file or folder.
-        sha256: file -> checksum of all other files.
-        opset: of ONNX.
-        quantised: of litert-int8 and onnx-int8.
+        sha256: file -> checksum, for all other files of the folder.
+        opset: ONNX opset; None for other formats.
+        quantised: for litert-int8 and onnx-int8, else None.
     """
 
     FILE: ClassVar[str] = "export.json"
@@ -208,6 +208,6 @@ class ExportRecord(FileRecord):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
+        """Return the contents of a file from before dlfer 0.2 with current key names and without some nulls."""
         values = rename_key(values, "is_larger_than_chance", "is_significant")
         return {key: value for key, value in values.items() if value is not None or key not in ("temperature", "about")}

@@ -1,4 +1,4 @@
-"""audit.json: what a data set hides, as `dlfer audit` and every run find it."""
+"""Records of audit.json, the audit of a data set by `dlfer audit` or a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlfer.runs.text import count_noun, format_html
 
 
 class Place(NamedTuple):
-    """What names an image: its split, its id there, and its label."""
+    """The identification of an image: its split, its id in that split, and its label."""
 
     split: str
     id: str
@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
 
 class ListedImage(Record):
-    """An image that the audit names; `label` is the one that the data gives it."""
+    """An image that the audit lists; `label` is its label in the data."""
 
     split: str
     id: str
@@ -41,7 +41,7 @@ class OutlierImage(ListedImage):
 
 
 class NoFaceImage(ListedImage):
-    """An image and its distance from the space that the other images span, in [0, 1]."""
+    """An image and its distance, in [0, 1], from the subspace that the other images span."""
 
     distance: float
 
@@ -50,9 +50,9 @@ class ContestedImage(ListedImage):
     """An image on which annotators disagree.
 
     Attributes:
-        plurality: what most votes say; several where they tie.
-        share: of the plurality among the votes.
-        votes: what was voted for -> number of votes, without zeros.
+        plurality: the choice with the most votes; several if they tie.
+        share: the plurality's share of the votes.
+        votes: choice -> number of votes, without zeros.
     """
 
     plurality: list[str]
@@ -64,8 +64,8 @@ class AuditedSplit(Record):
     """One split of the audited data.
 
     Attributes:
-        classes: label -> number of images; None for a streamed split.
-        imbalance: the largest class over the smallest that has images.
+        classes: label -> number of images; None for a streamed split in a file of an earlier version.
+        imbalance: size of the largest class divided by that of the smallest class with images.
     """
 
     num_images: int
@@ -74,21 +74,21 @@ class AuditedSplit(Record):
 
 
 class Unreadable(Record):
-    """How many rows or files could not be read, and what was wrong with the first."""
+    """The number of rows or files that could not be read, and the first of the error messages."""
 
     n: int = 0
     examples: list[str] = Field(default_factory=list)
 
 
 class GroupsAcrossSplits(Record):
-    """Numbers of groups with images in several splits: of exact duplicates, and of duplicates of any kind."""
+    """The numbers of groups that span several splits: of exact duplicates, and of duplicates of any kind."""
 
     exact: int
     near: int
 
 
 class OutlierSummary(Record):
-    """Outliers of one kind: all beyond `low` and `high`; `images` lists the furthest."""
+    """The outliers of one kind, which are below `low` or above `high`; `images` lists the most extreme."""
 
     n: int
     median: float
@@ -98,7 +98,7 @@ class OutlierSummary(Record):
 
 
 class OutlierSummaries(Record):
-    """Outliers of each kind, and the rule that defines them; sizes are None where all images have one size."""
+    """The outliers of each kind, and the rule that defines them; `size` is None if all images have one size."""
 
     rule: str
     brightness: OutlierSummary | None = None
@@ -107,7 +107,7 @@ class OutlierSummaries(Record):
 
 
 class NoFaces(Record):
-    """Images that are probably no face: those beyond a distance; `measured` says how often that is right."""
+    """The images that probably show no face, by a threshold of the distance; `measured` states its precision."""
 
     n: int
     threshold: float
@@ -116,22 +116,22 @@ class NoFaces(Record):
 
 
 class VoteShares(Record):
-    """How often the label is the plurality of the votes, and how often one annotator agrees with the others."""
+    """How often the label is the plurality of the votes, and (`ceiling`) how often one annotator agrees with others."""
 
     agreement: CountedEstimate
     ceiling: CountedEstimate
 
 
 class VoteSummary(VoteShares):
-    """How far votes of annotators confirm the labels.
+    """The agreement of annotators' votes with the labels.
 
     Attributes:
         file: the name of the file of votes.
-        definition: of the plurality and the ceiling, in words.
+        definition: definition of the plurality and the ceiling, in words.
         n: number of images that have votes.
         splits: split -> its shares.
-        labels: label -> agreement of its images.
-        contested: the images whose plurality is smallest, at most 100.
+        labels: label -> agreement on its images.
+        contested: the images whose plurality has the smallest share, at most 100.
     """
 
     file: str
@@ -157,27 +157,27 @@ class Samples(Record):
 
 
 class AuditRecord(FileRecord):
-    """audit.json.
+    """The contents of audit.json.
 
-    Streamed images are counted and not looked into: then `distinct_images` and all that follows it is None or empty.
+    Streamed images are counted but not analysed: if there are no others, all fields from `distinct_images` are unset.
 
     Attributes:
-        source: the audited file or folder, and
-        notes: what was done to the images when they were loaded; both of `dlfer audit` only.
+        source: the audited file or folder; for `dlfer audit` only.
+        notes: what was done to the images when they were loaded; for `dlfer audit` only.
         labels: names of the targets.
         splits: name -> its counts.
-        reading: how many files or rows were seen, used and left out; None where the source counts nothing.
-        distinct_images: images that differ in at least one byte.
-        duplicate_groups: images that occur more than once; conflicting_groups: those under more than one label.
-        near_groups, near_conflicting_groups: the same of the groups that chains of duplicates of any kind make.
-        largest_group: images in the largest of these.
-        constant_images: images with all pixels equal.
-        near_constant_images: images with a standard deviation below 5 grey levels, constant ones included.
-        flat: which ones these are, at most 100.
-        leaks: "Training->PublicTest" -> images of the right split that have a duplicate in the left one.
-        probably_no_face: None where the labels are no expressions, or for fewer than 500 images.
+        reading: numbers of files or rows seen, used and left out; None if the source does not count them.
+        distinct_images: number of images after the removal of exact duplicates.
+        duplicate_groups: distinct images that occur more than once; conflicting_groups: with more than one label.
+        near_groups, near_conflicting_groups: the same for groups formed by chains of duplicates of any kind.
+        largest_group: number of images in the largest of these groups.
+        constant_images: distinct images with all pixels equal.
+        near_constant_images: distinct images with a standard deviation below 5 grey levels, including constant ones.
+        flat: the near-constant images, at most 100.
+        leaks: "Training->PublicTest" -> numbers of images of the second split with a duplicate in the first.
+        probably_no_face: None if the labels are not expressions, or for fewer than 500 images.
         votes: None without a file of votes.
-        fingerprint: sha256 over all that the audit depends on; of a run only.
+        fingerprint: sha256 over everything that the audit depends on; for a run only.
     """
 
     FILE: ClassVar[str] = "audit.json"
@@ -208,7 +208,7 @@ class AuditRecord(FileRecord):
     fingerprint: str | None = None
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        """Yield the numbers of images, and of the groups of duplicates."""
+        """Yield the number of images, the labels, and the numbers of distinct, duplicate and near-constant images."""
         yield "num_images", self.num_images
         yield "labels", self.labels
         yield "distinct_images", self.distinct_images
@@ -218,7 +218,7 @@ class AuditRecord(FileRecord):
         yield "near_constant_images", self.near_constant_images
 
     def _repr_html_(self) -> str:
-        """Return what was found, for a notebook; None is shown where images were streamed."""
+        """Return a table of the findings for a notebook; findings that streamed images do not give are None ("–")."""
         rows = [
             ("images", self.num_images),
             ("labels", len(self.labels)),
@@ -237,14 +237,14 @@ class AuditRecord(FileRecord):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether no image was looked into."""
+        """Whether all images were streamed, so that none was analysed."""
         return self.distinct_images is None
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
+        """Return the contents of a file from before dlfer 0.2 with current key names.
 
-        The exact copies of that time included augmented ones: where there are some, the number of the others is not known.
+        Exact copies then included augmented ones; if there are any, the number of truly exact copies is unknown.
         """
         upgraded = dict(values)
         if isinstance(values.get("leaks"), dict):

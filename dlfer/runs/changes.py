@@ -1,7 +1,7 @@
-"""What has changed since a run began: keys of its experiment, software, images. Refused on resume, or recorded if accepted.
+"""Detection of changes to the experiment, software or images since a run started, which --accept-changes must accept.
 
-A run compares itself with its own start. A member of a study that has not begun compares its data with that of a member
-before it, since a study whose data changes in the middle compares nothing.
+A run is compared with its own start. The data of a member of a study that has not started are compared with those of
+an earlier member, since a comparison of members with different data would be invalid.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dlfer.runs.records import DataRecord, RunRecord
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, list_packages, tell_time
 
 IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
-"""Which images a run's stages have: the labels, and of each split ids, targets, and a digest of each image."""
+"""Lists of the images of a run's stages: the labels, and for each split ids, targets and a digest of each image."""
 
 SPLITS = ("train", "validation", "test")
 _MOST_IDS = 3
 _STUDIES = ("ablation", "sweep", "search")
-# These change no result: the name, how often it is saved, who is told of it, and the location of data, whose images are compared instead.
+# These keys do not affect results: names, checkpoints, trackers, and paths of data, whose images are compared instead.
 _NO_RESULT = (
     "experiment.name",
     "experiment.checkpoint_minutes",
@@ -45,7 +45,7 @@ _BACKENDS = {"jax": "jax", "torch": "torch"}
 def list_differences(
     old: ExperimentConfig, new: ExperimentConfig, *, ignored: Iterable[str] = ("search.trials",)
 ) -> list[str]:
-    """Return a line for each key in which two experiments differ, "key: before -> after".
+    """Return one line, "key: before -> after", for each key that differs between two experiments.
 
     Args:
         old, new: the experiments.
@@ -62,11 +62,11 @@ def list_differences(
 
 
 def find_changes(run: Run, *, backend: str | None = None) -> list[str]:
-    """Return a line for each key of the experiment and each package that differs from when the run began.
+    """Return one line for each key of the experiment and each package that has changed since the run started.
 
-    With the backend of Keras in this process, which is to train, that counts, too.
+    If `backend`, the Keras backend of this process, is given, a change of the backend is included.
 
-    A search compares its experiment by itself: scores of two of them cannot be ranked together, whatever is accepted.
+    A search checks its experiment itself: scores of two experiments cannot be ranked together, even with acceptance.
 
     Raises:
         ConfigError: config.yaml cannot be read.
@@ -77,10 +77,10 @@ def find_changes(run: Run, *, backend: str | None = None) -> list[str]:
 
 
 def list_unplanned(run: Run, planned: ExperimentConfig, *, study: Run) -> list[str]:
-    """Return a line for each key in which a member of a study began otherwise than planned, "key: planned -> found".
+    """Return one line, "key: planned -> found", for each key in which a study's member started otherwise than planned.
 
-    Left out are keys that change no result, and those whose change the member or its study continued with by
-    --accept-changes; never the seed.
+    Keys that do not affect results and keys whose change was accepted by --accept-changes, for the member or its study,
+    are left out, except for the seed.
     """
     began, record = load_start(run), run.record
     if began is None:
@@ -100,10 +100,10 @@ def list_unplanned(run: Run, planned: ExperimentConfig, *, study: Run) -> list[s
 
 
 def load_start(run: Run) -> ExperimentConfig | None:
-    """Return the experiment that a run began with; None where this version of dlfer does not know it.
+    """Return the experiment that a run started with; None if this version of dlfer cannot parse it.
 
     Raises:
-        ConfigError: the run does not record it, and config.yaml cannot be read.
+        ConfigError: run.json does not record it, and config.yaml cannot be read.
     """
     settings = run.record.settings
     if settings is None:
@@ -115,16 +115,16 @@ def load_start(run: Run) -> ExperimentConfig | None:
 
 
 def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
-    """Refuse to continue a run of which something has changed, or record that it continues all the same.
+    """Refuse to resume a run with changes, or record that they were accepted.
 
     Args:
-        run: that is to be continued.
-        changes: one line each; with none there is nothing to settle.
+        run: the run to resume.
+        changes: one line for each change; may be empty.
         accept: whether --accept-changes is given.
-        since: what it is compared with, in words.
+        since: the start of the period in which the changes were made, in words.
 
     Raises:
-        ResumeError: something has changed, and that is not accepted.
+        ResumeError: there are changes, and they are not accepted.
     """
     if not changes:
         return
@@ -142,15 +142,15 @@ def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str
 
 
 def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
-    """Compare the experiment and the software of a run with those it began with, as `settle_changes` does.
+    """Compare a run's experiment and software with those it started with, and apply `settle_changes` to the changes.
 
     Args:
-        run: that goes on.
+        run: the run to resume.
         accept: whether --accept-changes is given.
-        backend: of Keras in this process; None where nothing is trained in it.
+        backend: the Keras backend of this process; None if nothing is trained in it.
 
     Raises:
-        ResumeError: they differ, and that is not accepted.
+        ResumeError: there are changes, and they are not accepted.
         ConfigError: config.yaml cannot be read.
     """
     changes = find_changes(run, backend=backend)
@@ -166,16 +166,16 @@ def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
 
 
 def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMAGES_FILE, accept: bool) -> None:
-    """Compare the images of a stage with those it began with, as `settle_changes` does, and keep their list in the run.
+    """Compare a stage's images with those it started with, apply `settle_changes`, and write their list into the run.
 
     Args:
-        run: of the stage.
-        images: as `compare_images` takes them.
-        file: their list in the run, IMAGES_FILE or PRETRAIN_IMAGES_FILE.
+        run: the run to start or resume.
+        images: the list of images, as for `compare_images`.
+        file: the file of the list in the run, IMAGES_FILE or PRETRAIN_IMAGES_FILE.
         accept: whether --accept-changes is given.
 
     Raises:
-        ResumeError: they differ, and that is not accepted.
+        ResumeError: the images differ, and that is not accepted.
     """
     stage = "finetune" if file == IMAGES_FILE else "pretrain"
     before, since = _read_images(run.path / file), "since it began"
@@ -202,13 +202,13 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
 def compare_images(
     old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], *, same_splits: bool = True
 ) -> list[str]:
-    """Return a line for what differs in the labels, and one for each split whose images differ.
+    """Return one line if the labels differ, and one for each split whose images differ.
 
     Args:
-        old, new: "labels", text [C], and of each split that there is: "<split>_ids", text [N], "<split>_targets", int [N],
-            "<split>_digests", bytes [N], of the pixels, and maybe "<split>_soft", bytes [N], of soft targets; of a streamed
-            split only "<split>_stream", text: its name and its number of images. Further arrays are not compared.
-        same_splits: an image must be in the same split; in members of a cross-validation it may be in another.
+        old, new: "labels", text [C], and for each split "<split>_ids", text [N], "<split>_targets", int [N],
+            "<split>_digests", bytes [N], of the pixels, and optionally "<split>_soft", bytes [N], of soft targets; for
+            a streamed split only "<split>_stream", text: its name and number of images. Other arrays are not compared.
+        same_splits: whether an image must be in the same split; False for members of a cross-validation.
     """
     labels = [found["labels"].tolist() for found in (old, new)]
     lines = []
@@ -234,13 +234,13 @@ def compare_images(
 
 
 def find_sibling(settings: Mapping[str, Any], siblings: Iterable[Path]) -> str | None:
-    """Return "<experiment>/<run>", under the folder of runs, of the first sibling with images of the same data section.
+    """Return "<experiment>/<run>" of the first sibling with a list of images and the same data section, or None.
 
-    Members of a cross-validation have the same images whatever their fold.
+    The fold is ignored, since all members of a cross-validation have the same images.
 
     Args:
-        settings: the whole experiment of the run.
-        siblings: folders of the runs of one study.
+        settings: the full experiment of the run.
+        siblings: run directories of the same study.
     """
     wanted = _describe_stage(settings)
     for sibling in siblings:
@@ -259,7 +259,7 @@ def _describe_stage(settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _have_same_pretraining(run: Run, sibling: Path) -> bool:
-    """Tell whether EF-FER1 of two runs of a study is of the same data section."""
+    """Return whether EF-FER1 of two runs of a study has the same data section, image size and balance."""
     sections = []
     for record in (run.record, RunRecord.read(sibling)):
         stage = ((record and record.settings) or {}).get("pretrain") or {}
@@ -269,15 +269,15 @@ def _have_same_pretraining(run: Run, sibling: Path) -> bool:
 
 def _find_changed_keys(run: Run, record: RunRecord) -> list[str]:
     config = run.config()
-    # A cross-validation trains the cells of the section sweep.
+    # A cross-validation trains the cells of the section `sweep`.
     own = "sweep" if record.kind == "cross_validation" else record.kind
     ignored = (*_NO_RESULT, *(name for name in _STUDIES if name != own))
     if record.settings is not None:
         began = load_start(run)
-        if began is None:  # its software differs
+        if began is None:  # another version wrote it, which `_find_changed_software` reports
             return []
         return [f"{CONFIG_FILE}: {line}" for line in list_differences(began, config, ignored=ignored)]
-    # A run of an earlier version has its digest alone; a later one may give another to the very same file.
+    # A run of an earlier version has only a digest; another version may compute a different one for the same file.
     digest = compute_digest(config)
     if record.config_digest in (None, digest) or record.dlfer != __version__:
         return []
@@ -309,7 +309,7 @@ def _find_changed_backend(record: RunRecord, backend: str | None) -> list[str]:
 
 
 def _name_frameworks(packages: Mapping[str, str]) -> dict[str, str]:
-    """Return the versions by the names that are imported: tensorflow-cpu is tensorflow."""
+    """Return the versions by the names of the imported packages: tensorflow-cpu is imported as tensorflow."""
     return {name.removesuffix("-cpu"): version for name, version in packages.items()}
 
 
@@ -331,7 +331,7 @@ def _read_images(path: Path) -> dict[str, np.ndarray] | None:
 def _list_images(found: Mapping[str, np.ndarray], *, same_splits: bool) -> dict[str, tuple]:
     """Return id -> (split, digest of the pixels, name of the label, digest of soft targets) of the images in memory.
 
-    Unless the splits have to be the same, each is called "data".
+    If the splits need not be the same, each is called "data".
     """
     images: dict[str, tuple] = {}
     labels = found["labels"]
@@ -372,7 +372,7 @@ def _list_first(names: Sequence[str]) -> str:
 
 
 def _compare_fingerprints(run: Run, images: Mapping[str, np.ndarray]) -> list[str]:
-    """Return what data.json tells of a run that an earlier version began, which kept no list of its images."""
+    """Return the changes that data.json shows for a run of an earlier version, which wrote no list of its images."""
     record, lines = DataRecord.read(run.path), []
     for key, split in ({} if record is None else record.splits).items():
         now = str(images.get(f"{key}_fingerprint", ""))
@@ -392,7 +392,7 @@ def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{above}{name}"
-        # A key of the space and its range are compared as one.
+        # A key of `search.space` and its range are compared as one value.
         if isinstance(value, Mapping) and above != "search.space.":
             flat |= flatten(value, f"{key}.")
         else:

@@ -1,4 +1,4 @@
-"""comparison.json: the verdicts of an ablation, a sweep or a search over its arms; and that of finished runs."""
+"""Records of comparison.json, the results of a study's arms, and of the comparison of finished runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dlfer.runs.text import format_html, format_interval, shorten
 
 
 class SeedEstimate(CountedEstimate):
-    """A mean over seeds with its 95 % interval over images and, for several seeds, over seeds.
+    """A mean over seeds; its 95 % interval covers the choice of images and, with several seeds, of seeds.
 
     Attributes:
         per_seed: the value of each seed, in the order of the seeds.
-        sd_over_seeds: standard deviation of these; None for one seed.
+        sd_over_seeds: standard deviation of `per_seed`; None for one seed.
     """
 
     per_seed: list[float] = Field(default_factory=list)
@@ -25,20 +25,20 @@ class SeedEstimate(CountedEstimate):
 
 
 class SeedsAndImages(Record):
-    """Numbers of seeds and of images that are needed together."""
+    """A combination of a number of seeds and a number of images that is sufficient."""
 
     seeds: int
     images: int
 
 
 class More(Record):
-    """What would detect a difference as large as the observed one; None: no practicable number does.
+    """The seeds or images needed to detect a difference as large as the observed one; None if that is impracticable.
 
     Attributes:
         power: the probability of detecting it.
-        seeds: of each recipe, on the images at hand.
-        images: with the seeds at hand.
-        both: where neither alone is enough.
+        seeds: number of seeds of each recipe, with the present images.
+        images: number of images, with the present seeds.
+        both: numbers of both, if neither alone is enough.
     """
 
     power: float | None = None
@@ -51,23 +51,23 @@ class PairedTest(Record):
     """The test of a difference between two models or two recipes on the same images.
 
     Attributes:
-        names: of the two.
-        scope: "models": a statement about two trained models; "recipes": over several seeds of each; None: two sets of
-            predictions of which no more is known.
+        names: names of the two.
+        scope: "models" for a statement about two trained models; "recipes" for one over several seeds of each; None for
+            two sets of predictions of unknown origin.
         n: number of images.
         accuracy_a, accuracy_b: in 0..1.
         difference: a - b, in percentage points.
-        both_right, a_only, b_only, both_wrong: numbers of images, of one pair.
-        test: its name.
-        is_significant: the interval excludes 0, and the p value is below 1 - level (Holm's where it is one of several).
-        required_n: images that would be needed; None: no number is enough.
-        differences: percentage points, one per seed.
-        sd_over_seeds: of these; sd_a, sd_b: of the accuracies of each recipe, in percentage points.
+        both_right, a_only, b_only, both_wrong: numbers of images; None over several seeds.
+        test: name of the test.
+        is_significant: whether the interval excludes 0 and the p value (p_holm, if there is one) is below 1 - level.
+        required_n: number of images needed to detect such a difference; None if no number is enough.
+        differences: differences of the seeds, in percentage points.
+        sd_over_seeds: standard deviation of `differences`; sd_a, sd_b: of each recipe's accuracies; percentage points.
         df: Satterthwaite's degrees of freedom.
-        more: what would be needed; None where the difference is significant or there is one seed.
-        p_holm, num_pairs: where it is one of several pairs.
-        num_folds, sd_over_folds: of a cross-validation, and then `differences` has one for each fold; percentage points.
-        not_learned: a clause for each training that did not learn; then there is no verdict.
+        more: the seeds and images needed; None if the difference is significant or there is one seed.
+        p_holm, num_pairs: the p value after Holm's correction and the number of pairs, for one of several pairs.
+        num_folds, sd_over_folds: for a cross-validation, whose `differences` are those of the folds; percentage points.
+        not_learned: a clause for each training that did not learn; if there is one, there is no verdict.
     """
 
     names: list[str] = Field(default_factory=list)
@@ -100,12 +100,12 @@ class PairedTest(Record):
 
 
 class ArmPair(PairedTest):
-    """Two arms of a study: `a` is the one that the others are compared with.
+    """The test of a difference between two arms of a study; `a` is the arm that the others are compared with.
 
     Attributes:
         part: the split.
-        unit: of the difference, of its interval and of the standard deviations.
-        sentence: the verdict; "" where an earlier version wrote one in other words, and it is to be written again.
+        unit: unit of the difference, its interval and the standard deviations.
+        sentence: the verdict; "" if that of an earlier version has to be replaced by a new one.
     """
 
     a: str
@@ -116,7 +116,7 @@ class ArmPair(PairedTest):
 
     @classmethod
     def of(cls, test: PairedTest, **fields: Any) -> Self:
-        """Return the pair of arms that a test compared, with further fields."""
+        """Return the test as a pair of arms, with additional fields."""
         given = {name: getattr(test, name) for name in test.model_fields_set}
         return cls(**given | {"a": test.names[0], "b": test.names[1], "unit": "percentage points"} | fields)
 
@@ -126,10 +126,10 @@ class FoldResult(Record):
 
     Attributes:
         fold: its number, from 0.
-        arm: that was trained; where each fold chooses an arm, it may differ.
-        seed: of the training.
+        arm: the trained arm; it may differ between folds if each fold chooses one.
+        seed: seed of the training.
         n: number of images in the fold.
-        accuracy: on them, with the interval of this one model.
+        accuracy: accuracy on the fold, with the interval for this one model.
         validation: accuracy on the split that selected the epoch.
     """
 
@@ -142,16 +142,16 @@ class FoldResult(Record):
 
 
 class CrossValidated(Record):
-    """What a cross-validation says of a recipe: each image is judged once, by the model that did not see it.
+    """The result of a cross-validation for a recipe: each image is predicted once, by the model not trained on it.
 
     Attributes:
-        num_folds: into which the images were divided; `folds` has those that finished.
-        n, num_groups: images that were judged, and groups of duplicates and subjects in them.
-        trained: the pooled accuracy, with the interval of these trained models on other images.
-        recipe: the same value, with the interval of the recipe with other training images and seeds.
+        num_folds: number of folds of the images; `folds` has those that finished.
+        n, num_groups: numbers of evaluated images, and of groups of duplicates and subjects among them.
+        trained: the pooled accuracy, with the interval for these trained models on other images.
+        recipe: the same value, with the interval for the recipe with other training images and seeds.
         sd_over_folds: standard deviation of the folds' accuracies, in 0..1; None for one fold.
-        macro_f1, macro_precision, macro_recall: of the pooled predictions, with intervals as those of `trained`.
-        predictions: the file of the pooled predictions, relative to the folder.
+        macro_f1, macro_precision, macro_recall: of the pooled predictions, with intervals as for `trained`.
+        predictions: path of the file of pooled predictions, relative to the study's folder.
     """
 
     num_folds: int
@@ -168,14 +168,14 @@ class CrossValidated(Record):
 
 
 class ArmRow(Record):
-    """One arm of a study: its accuracy on each split over the seeds that finished.
+    """The accuracies of one arm of a study on each split, over the seeds that finished.
 
     Attributes:
-        settings: of a cell of a sweep, axis -> value.
-        ranked_by: of a cell, the validation metric that ranks it.
-        seconds: of fine-tuning, a mean over seeds.
-        cross_validated: of a cross-validation; then `test` is the recipe's pooled accuracy, and `validation` and `train` are means
-            over folds without an interval.
+        settings: for a cell of a sweep, axis -> value.
+        ranked_by: for a cell, the value of the validation metric that ranks it.
+        seconds: duration of fine-tuning, averaged over seeds.
+        cross_validated: for a cross-validation, where `test` is the recipe's pooled accuracy, and `validation` and
+            `train` are means over folds without an interval.
     """
 
     arm: str
@@ -197,14 +197,14 @@ class ArmRow(Record):
 
 
 class ArmKey(Record):
-    """A key in which the arms differ, with its value in each."""
+    """A key of the experiment that differs between arms; `values` is arm -> value."""
 
     key: str
     values: dict[str, Any]
 
 
 class UnfinishedMember(Record):
-    """A member that is not in the table."""
+    """A member that has not finished, so that the table leaves it out."""
 
     arm: str
     seed: int
@@ -213,7 +213,7 @@ class UnfinishedMember(Record):
 
 
 class WinnerRun(Record):
-    """The run of a winner of a search."""
+    """A run of the best trial of a search's arm, with one seed."""
 
     arm: str
     seed: int
@@ -227,13 +227,13 @@ class BestCell(Record):
     """The best cell on validation among those with the same values of some axes.
 
     Attributes:
-        values: axis -> value; None where the axis does not apply.
-        num_cells, num_planned: how many finished, and how many there were to choose from.
-        ranked_by: what chose it.
+        values: axis -> value; None if the axis does not apply.
+        num_cells, num_planned: numbers of finished and of planned cells to choose from.
+        ranked_by: the value of the validation metric that chose it.
         optimizer: its name, or None.
-        epochs, kept_epoch, learning_rate, batch_size, steps_an_epoch, image_size, num_parameters: means over seeds, whole
-            numbers where the seeds agree on one; None where a family has no such thing.
-        accuracy ... macro_f1: on the judged split.
+        epochs, kept_epoch, learning_rate, batch_size, steps_an_epoch, image_size, num_parameters: means over seeds,
+            integers if all seeds agree on one; None if it does not apply to the model's family.
+        accuracy ... macro_f1: on the evaluated split.
     """
 
     values: dict[str, str | None]
@@ -261,7 +261,7 @@ class BestCell(Record):
 
 
 class BestCells(Record):
-    """The table of `sweep.best_of`."""
+    """The table of the best cells for each combination of values of the axes in `sweep.best_of`."""
 
     axes: list[str]
     part: str
@@ -277,18 +277,18 @@ FORMER_SEEDS = (
 
 
 class ComparisonRecord(FileRecord):
-    """comparison.json of an ablation, a sweep or a search.
+    """The contents of comparison.json of an ablation, a sweep, a search or a cross-validation.
 
     Attributes:
-        table: one row per arm; of a sweep the best on validation first.
-        paired: the arms against the reference.
+        table: one row per arm; for a sweep or a cross-validation, the best on validation first.
+        paired: tests of the arms against the reference.
         notes: sentences that belong to the result.
-        judged_on: the split in words.
-        arm_keys: keys in which the arms differ.
-        winners: of a search, arm -> the overrides of its best trial.
-        rank_by, axes, reference, best_of: of a sweep.
+        judged_on: description of the evaluated split.
+        arm_keys: keys of the experiment that differ between arms.
+        winners: for a search, arm -> the overrides of its best trial.
+        rank_by, axes, reference, best_of: for a sweep.
         unfinished: members that are not in the table.
-        chosen: of a cross-validation of several arms, the accuracy where each fold takes the arm that is best on its own
+        chosen: for a cross-validation of several arms, the result if each fold uses the arm that is best on its own
             validation split.
     """
 
@@ -324,10 +324,10 @@ class ComparisonRecord(FileRecord):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
+        """Return the contents of a file from before dlfer 0.2 with current key names.
 
-        A pair of that time over one seed has a sentence that does not say what it is about: it is to be written again. One
-        over several seeds does not have the interval of Student's t: a note says so.
+        Old verdicts over one seed do not state their scope and are removed, to be written again. Old intervals over
+        several seeds are not those of Student's t, which a note states.
         """
         values = rename_key(values, "is_larger_than_chance", "is_significant")
         values = rename_key(values, "n_needed", "required_n")
@@ -352,9 +352,9 @@ class ComparedRun(Record):
     """One of the runs that `dlfer compare` compares.
 
     Attributes:
-        n: number of images that the accuracy is of: those that all runs judged.
-        num_images: that the run judged; None: as many.
-        left_out: those of them that another run lacks.
+        n: number of images of the accuracy: those that all runs evaluated.
+        num_images: number of images that this run evaluated; None if it equals `n`.
+        left_out: number of its images that another run lacks.
     """
 
     name: str
@@ -366,7 +366,7 @@ class ComparedRun(Record):
 
 
 class CochranQ(Record):
-    """Cochran's Q test of whether any of several models differs."""
+    """Cochran's Q test of whether the accuracy of any of several models differs."""
 
     statistic: float
     p: float
@@ -374,7 +374,7 @@ class CochranQ(Record):
 
 
 class System(Record):
-    """Runs that differ in the seed alone: mean and standard deviation of their accuracies, in 0..1."""
+    """Runs that differ only in the seed, with the mean and standard deviation of their accuracies, in 0..1."""
 
     name: str
     runs: list[str]
@@ -384,12 +384,12 @@ class System(Record):
 
 
 class ModelComparison(Record):
-    """Two or more trained models on the images that all of them judged.
+    """The comparison of two or more trained models on the images that all of them evaluated.
 
     Attributes:
-        pairs: each pair of models; their p values are corrected by Holm.
+        pairs: tests of each pair of models, with p values after Holm's correction.
         part: the split.
-        systems: experiments of which several seeds are compared; system_pairs: their differences over seeds.
+        systems: experiments with several seeds among the runs; system_pairs: tests of their differences over seeds.
         notes: sentences that belong to the result.
     """
 
@@ -404,11 +404,11 @@ class ModelComparison(Record):
 
     @property
     def has_left_out(self) -> bool:
-        """Whether some run judged images that another lacks, on which no accuracy here is computed."""
+        """Whether a run evaluated images that another lacks; no accuracy here includes them."""
         return any(run.left_out for run in self.runs)
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        """Yield the split, the accuracy of each run as (value, low, high), and the verdicts."""
+        """Yield the split, the number of common images, each run's accuracy as (value, low, high), and the verdicts."""
         yield "part", self.part
         yield "n_common", self.n_common
         yield "accuracy", {run.name: shorten(run.accuracy) for run in self.runs}

@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read within limits, and where results may be written.
+"""File access: atomic writes, reading of untrusted files within limits, and checks of output paths.
 
-What is read within limits is JSON, arrays without pickle, and files named by their sha256. Results are written never over an
-input and over another file only by --force, which is known before the work begins.
+JSON and arrays (without pickle) are read within size limits; a model's files are verified by their sha256. An output
+never replaces an input, and replaces another file only with --force; both are checked before the work begins.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from dlfer.runs.text import to_utf8
 
 
 def write_atomically(path: Path, contents: str | bytes) -> None:
-    """Write a file under a temporary name beside it and rename it, so that it is whole or absent.
+    """Write a file atomically, by renaming a temporary file in the same folder.
 
     Raises:
-        OSError: it cannot be written; the message names the file, and of a full disk what is needed and what is free.
+        OSError: the file cannot be written; the message names it, and for a full disk the bytes needed and free.
     """
     contents = to_utf8(contents).encode() if isinstance(contents, str) else contents
     with replace_when_done(path, size=len(contents)) as temporary:
@@ -48,17 +48,17 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
 def replace_when_done(
     path: Path, *, size: int | None = None, suffix: str = ".tmp", durable: bool = True
 ) -> Iterator[Path]:
-    """Give a temporary name beside a file, whose folder is made; what was written there takes the file's place.
+    """Yield a temporary path in a file's folder, which is created; at the end of the block it replaces the file.
 
-    After an error the file is as it was, and nothing is left of the temporary one.
+    After an error the file is unchanged and the temporary file is deleted.
 
     Args:
-        size: how many bytes it will have, where that is known.
-        suffix: of the temporary name, for writers that go by it.
-        durable: whether contents and name are flushed to the disk, so that the file survives a power failure whole.
+        size: the number of bytes to write, if known, for the message about a full disk.
+        suffix: suffix of the temporary name, for writers that infer the format from it.
+        durable: whether contents and name are flushed to the disk, so that the file survives a power failure intact.
 
     Raises:
-        OSError: as `write_atomically`.
+        OSError: as for `write_atomically`.
     """
     path = Path(path)
     temporary = name_temporary(path, suffix)
@@ -79,8 +79,8 @@ def replace_when_done(
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names of the files in a folder to the disk, where the system has a call for that."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, and some network file systems flush none
+    """Flush a folder's entries (the names of its files) to the disk, where the operating system supports it."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders, and some network file systems cannot flush them
         number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
@@ -89,7 +89,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def name_temporary(path: Path, suffix: str = ".tmp") -> Path:
-    """Return a hidden name beside a file that nothing has; it is short, however long the file's own is."""
+    """Return an unused hidden path in a file's folder; its name is short even if the file's own is long."""
     return Path(path).with_name(f".dlfer-{os.getpid()}-{secrets.token_hex(6)}{suffix}")
 
 
@@ -101,7 +101,7 @@ _FULL = {
 
 
 def explain_write_error(error: OSError, path: Path, *, size: int | None = None) -> OSError:
-    """Return an error of writing that names the file; of a full disk also what is needed, what is free and what to do."""
+    """Return a write error that names the file and, for a full disk, the bytes needed and free, and what to do."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         needed = "" if size is None else f"{size:,} bytes are needed, "
@@ -117,14 +117,14 @@ def _describe_free(path: Path) -> str:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by their names as compressed .npz, without pickle."""
+    """Write named arrays to a compressed .npz file, atomically and without pickle."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
+    """Create a hard link to a file, or a copy where links are not possible; an existing `target` is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -134,11 +134,11 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path, *, without: str = "") -> None:
-    """Copy a folder with all that is in it, so that the copy can be written whether or not the source can.
+    """Copy a folder recursively; the copy is writable even if the source is read-only.
 
     Args:
-        source, target: the folder, and where its copy will be; it is not there yet.
-        without: the name of files to leave out.
+        source, target: the folder, and the path of its copy, which must not exist.
+        without: a glob pattern of names to leave out.
     """
     ignore = shutil.ignore_patterns(without) if without else None
     shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile)
@@ -149,14 +149,14 @@ def copy_folder(source: Path, target: Path, *, without: str = "") -> None:
 MAX_ARRAYS = 100_000
 MAX_EXPANSION = 200
 FEW_BYTES = 2**30
-"""Arrays of more bytes than that are refused if the file is `MAX_EXPANSION` times smaller: a compressed bomb."""
+"""Arrays of more bytes in total are refused if they are over `MAX_EXPANSION` times as large as the file: a zip bomb."""
 
 _KINDS = "biufcUS"
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Header(NamedTuple):
-    """What a file says of an array before its values."""
+    """The header of a .npy array: its shape and dtype."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -168,16 +168,16 @@ def read_npz(
     names: Iterable[str] | None = None,
     check: Callable[[Mapping[str, Header]], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file by their names.
+    """Return the arrays of an .npz file by name.
 
     Args:
-        names: of the arrays wanted, each of which must be there; None: all.
-        check: is given the headers of all arrays and raises what it likes, before any array takes memory.
+        names: names of the arrays to read, all of which must exist; None for all.
+        check: called with the headers of all arrays before any array is loaded; it may raise an error.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no .npz, is damaged, holds objects (pickles), or says that an array is larger
-            than what there is of it.
+        ValueError: it is not an .npz, is damaged, contains objects (pickles), or declares an array whose size differs
+            from that of its data.
 
     Example:
         >>> read_npz("predictions/test.npz")["targets"].shape
@@ -201,7 +201,7 @@ def read_npz(
 
 
 def describe_start(contents: bytes) -> str:
-    """Return what a file seems to be by its first bytes, as the end of a sentence; "" where nobody knows."""
+    """Return a clause for an error message with the file type that the first bytes indicate; "" if it is unknown."""
     if contents[:1] == b"\x80" and contents[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "; it begins like a pickle, which is a program and is never opened"
     if contents[:6] == b"\x93NUMPY":
@@ -223,7 +223,7 @@ def _read_headers(archive: zipfile.ZipFile, file_size: int) -> dict[str, Header]
     repeated = [name for name, count in Counter(member.filename for member in members).items() if count > 1]
     if len(members) > MAX_ARRAYS or repeated:
         raise ValueError(f"found {len(members)} arrays, {len(repeated)} of them twice; expected each once")
-    # Members may overlap, so that each of them is the whole file.
+    # In a zip bomb, members may overlap, and each of them may span the whole file.
     if sum(member.compress_size for member in members) > file_size:
         raise ValueError("its arrays are packed into more bytes than it has")
     total = sum(member.file_size for member in members)
@@ -265,10 +265,10 @@ MAX_BYTES = 256 * 2**20
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Return what a JSON file in UTF-8 holds.
+    """Return the parsed contents of a JSON file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: it is larger than `max_bytes` (256 MiB by default), is not JSON, or is nested too deeply.
     """
     with open(path, "rb") as file:
@@ -279,16 +279,16 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def parse_json(contents: bytes | str) -> Any:
-    """Return what JSON text says.
+    """Return the value of JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or holds half a character.
+        ValueError: it is not JSON, is nested too deeply, or contains the escape of a lone surrogate.
     """
     try:
         values = json.loads(contents)
         text = contents if isinstance(contents, bytes) else contents.encode()
         if _HALF_CHARACTER.search(text):
-            json.dumps(values, ensure_ascii=False).encode()  # a pair of them is one character
+            json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate, not for a pair
         return values
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -303,20 +303,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[str], mend: str) -> None:
-    """Raise unless every file that is named stands in the folder unchanged, and every file that is needed is named.
+    """Raise ModelError unless a manifest lists all needed files and every file that it lists is unchanged.
 
-    A manifest tells that files are those that were written, not who wrote them.
+    A manifest shows that files have not changed since they were written, not who wrote them.
 
     Args:
-        folder: what the names are relative to.
-        sha256: name -> sha256 in hex, as the manifest says.
-        file: the manifest, for messages.
+        folder: the folder that the names are relative to.
+        sha256: name -> sha256 in hex, from the manifest.
+        file: path of the manifest, for messages.
         needed: names of the files that will be read.
-        mend: what to do about a file that was changed; a sentence without its full stop.
+        mend: advice on a changed file; a sentence without its full stop.
 
     Raises:
-        ModelError: no such table, a name that leaves the folder, an absent or changed file, or a file
-            that would be read and is not named.
+        ModelError: `sha256` is not such a table, a name leads outside the folder, a file is absent or changed, or a
+            needed file is not listed.
     """
     if not isinstance(sha256, dict) or not all(
         isinstance(value, str) and _SHA256.fullmatch(value) for value in sha256.values()
@@ -339,11 +339,11 @@ def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[st
 
 
 LONGEST_NAME = 200
-"""Characters of the name of a file in a folder of ours: less than what any file system takes."""
+"""Maximum characters of each part of a path in a manifest, below the 255 of common file systems."""
 
 
 def check_inside(folder: Path, name: Any, *, file: Path) -> None:
-    """Raise ModelError unless `name` (with slashes) is that of something in the folder, links followed."""
+    """Raise ModelError unless `name`, a path with forward slashes, is inside the folder after links are resolved."""
     is_plain = (
         isinstance(name, str)
         and "\0" not in name
@@ -359,9 +359,9 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
         is_inside = is_plain and _is_within((folder / name).resolve(), folder.resolve())
         if is_inside:
             (folder / name).lstat()
-    except FileNotFoundError:  # it may be absent: whoever opens it says so
+    except FileNotFoundError:  # an absent file is reported where it is opened
         pass
-    except (OSError, RuntimeError, ValueError):  # too long, below a file, a loop of links, half a character
+    except (OSError, RuntimeError, ValueError):  # name too long, parent not a folder, loop of links, lone surrogate
         is_inside = False
     if not is_inside:
         raise ModelError(
@@ -371,7 +371,7 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Return whether a file is in a folder; one of huggingface_hub's cache is a link to the blobs of the same repository."""
+    """Return whether a file is in a folder; in huggingface_hub's cache it may be a blob of the same repository."""
     for parent in (folder, *folder.parents):
         repository = parent.parent.parent
         if parent.parent.name == "snapshots" and repository.name.startswith("models--"):
@@ -383,7 +383,7 @@ def hash_file(path: Path) -> str:
     """Return the sha256 (hex) of a file of a model.
 
     Raises:
-        ModelError: it is not there, or is no ordinary file.
+        ModelError: it is absent, cannot be read, or is not a regular file.
     """
     try:
         if path.exists() and not path.is_file():
@@ -397,7 +397,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as a csv file with a header, whole or not at all; a value that is missing or None is an empty cell."""
+    """Write rows atomically as a csv file with a header; a missing value or None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
@@ -406,10 +406,10 @@ def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, A
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a csv file of a run as dicts of text; empty where there is none.
+    """Return the rows of a run's csv file as dicts of text; [] if there is no such file.
 
     Raises:
-        ModelError: the file is not a csv in UTF-8.
+        ModelError: the file cannot be read, or is not a csv in UTF-8.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -426,25 +426,25 @@ Place = Path | str
 
 _NAME_MAX = 255
 _NUMBER = 12
-"""Bytes that are kept free in a shortened name, for the number of a face or of a second file of that name."""
+"""Bytes reserved in a file name for the number of a face, or of another file with the same name."""
 
 
 def check_outputs(
     outputs: Mapping[str, Place | Iterable[Place] | None], inputs: Iterable[Place | None] = (), *, force: bool = False
 ) -> None:
-    """Raise unless every output can be written without a loss; nothing is written.
+    """Raise ConfigError unless every output can be written without losing data; write nothing.
 
-    Two paths mean one file if they lead to it through links (symbolic or hard), or differ in case alone in a folder that
-    ignores it. An existing file inside an input folder (a run, a model, class folders) is an input.
+    An output is an input if both lead to one file, even through links (symbolic or hard), or if it exists in an input
+    folder (a run, a model, class folders). Outputs that differ only in case are one file where the folder ignores it.
 
     Args:
-        outputs: option -> the file, or files, that it will write; None: not asked for.
-        inputs: files and folders that are read; what is not there is passed over.
-        force: whether existing files that are no inputs may be replaced.
+        outputs: option -> the file or files that it writes, or None if it is not given.
+        inputs: files and folders that are read; absent ones are ignored.
+        force: whether existing files other than inputs may be replaced.
 
     Raises:
-        ConfigError: an output is an input, is another output, is there already, is no ordinary file, or its folder
-            cannot be written into.
+        ConfigError: an output is an input, the same as or inside another output, exists already, is not a regular file,
+            has too long a name, or is in a folder that is not writable.
     """
     asked = [(option, Path(path)) for option, given in outputs.items() for path in _list_paths(given)]
     _check_distinct(asked)
@@ -468,12 +468,12 @@ def check_outputs(
 
 
 def check_writable(folder: Place, option: str) -> None:
-    """Raise ConfigError unless files can be made in a folder that is there, or that can be made."""
+    """Raise ConfigError unless files can be created in a folder, which exists or can itself be created."""
     _check_folder(Path(folder), f"{option} {folder}")
 
 
 def get_name_limit(folder: Place) -> int:
-    """Return how many bytes the name of a file in a folder may have."""
+    """Return the maximum length of a file name in a folder, in bytes."""
     try:
         return os.pathconf(_find_present(Path(folder)), "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):
@@ -481,16 +481,16 @@ def get_name_limit(folder: Place) -> int:
 
 
 def choose_name(stem: str, suffix: str, taken: Collection[str], *, folder: Place, join: str = "-") -> str:
-    """Return the name of a file without its suffix that no other has: a number follows where names meet.
+    """Return a unique file name without its suffix, with a number appended if the name is taken.
 
-    Names that differ in case or in Unicode's form alone meet, since they do on some disks. One that is too long for the folder
-    ends in a digest of the whole instead.
+    Names that differ only in case or Unicode normalisation count as equal, as on some file systems. A name that is too
+    long for the folder is cut and ends in a digest of the full name.
 
     Args:
-        stem: the name that is wished for.
-        suffix: what will follow, e.g. ".jpg".
-        taken: `fold_name` of the names, with their suffixes, that are given away.
-        folder: where it will stand.
+        stem: the preferred name.
+        suffix: the suffix that will be appended, e.g. ".jpg".
+        taken: `fold_name` of the names in use, with their suffixes.
+        folder: the folder in which the file will be.
         join: the text before the number.
     """
     stem = stem if stem.strip(". ") else f"picture{stem.strip()}"
@@ -508,7 +508,7 @@ def choose_name(stem: str, suffix: str, taken: Collection[str], *, folder: Place
 
 
 def fold_name(name: str) -> str:
-    """Return what two names have in common that are one on a disk that ignores case or Unicode's forms."""
+    """Return a key that is equal for names that differ only in case or Unicode normalisation."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -528,7 +528,7 @@ def _list_paths(given: Place | Iterable[Place] | None) -> Iterable[Place]:
 
 
 def _check_distinct(asked: list[tuple[str, Path]]) -> None:
-    """Raise if two outputs are one file, or one is a folder that contains the other."""
+    """Raise ConfigError if two outputs are the same file, or one is a parent folder of the other."""
     folders: dict[Path, Path] = {}
     seen: dict[Path, str] = {}
     for option, path in asked:
@@ -548,7 +548,7 @@ def _check_distinct(asked: list[tuple[str, Path]]) -> None:
 
 
 def _check_no_input(existing: list[tuple[str, Path]], inputs: list[Place]) -> None:
-    """Raise if an output that exists is one of the inputs, or is inside an input folder."""
+    """Raise ConfigError if an existing output is one of the inputs, or is inside an input folder."""
     found: dict[tuple[int, int], Place] = {}
     for path in inputs:
         identity = _identify(path)
@@ -573,7 +573,7 @@ def _identify(path: Place) -> tuple[int, int] | None:
 
 
 def _find_present(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that is there (a broken link counts as there)."""
+    """Return the path, or its nearest parent that exists (a broken link counts as existing)."""
     path = Path(os.path.abspath(path))
     while not os.path.lexists(path) and path.parent != path:
         path = path.parent
@@ -581,7 +581,7 @@ def _find_present(path: Path) -> Path:
 
 
 def _ignores_case(folder: Path) -> bool:
-    """Tell whether names in a folder, or where it will be made, may differ in case and mean one file."""
+    """Return whether the file system of a folder, which need not exist yet, ignores case in names."""
     place = _find_present(folder)
     while place.parent != place:
         other = place.name.swapcase()

@@ -1,7 +1,7 @@
-"""Runs and models by their names, and what is in a folder of runs.
+"""Lookup of runs and models by name, the list of runs in a folder, and models on the Hugging Face hub.
 
-A model of the Hugging Face hub, `hf://ORG/NAME`, is downloaded to huggingface_hub's cache, and a folder is pushed there. What
-is downloaded is checked as any other artifact is, where it is read: the sha256 of each file, the ranges of artifact.json.
+A model `hf://ORG/NAME` is downloaded to huggingface_hub's cache. When it is loaded, it is checked like any artifact:
+the sha256 of each file, and the ranges of the values in artifact.json.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class RunSummary:
     """One line of `dlfer show runs`.
 
     Attributes:
-        name: path under the folder of runs, <experiment>/<stamp>-<digest>.
-        path: its folder.
+        name: path relative to the folder of runs, <experiment>/<stamp>-<digest>.
+        path: the run directory.
         kind: "run", "ablation", "sweep", "cross_validation" or "search".
         status: running, interrupted, stopped, failed, finished.
         started: UTC, ISO 8601.
-        error: the first line of what went wrong, shortened, or None.
-        protocol, split, accuracy: of the split that judges it; None before it was judged, and of comparisons.
+        error: the first line of the error message, shortened, or None.
+        protocol, split, accuracy: of the evaluated split; None before the evaluation, and for comparisons.
     """
 
     name: str
@@ -51,15 +51,15 @@ class RunSummary:
 
 
 def default_runs_folder() -> Path:
-    """Return the folder of runs where --out does not say otherwise."""
+    """Return the default folder of runs, which --out replaces."""
     return Path("saved_models/runs")
 
 
 def open_run(name: Path | str, folder: Path | None = None) -> Run:
-    """Return the run at a path, or the one whose name under the folder of runs begins with `name`.
+    """Return the run at a path, or the only run in the folder of runs whose name begins with `name`.
 
     Raises:
-        ModelError: none, or more than one; with the names there are.
+        ModelError: there is no such run, or more than one; the message lists the names.
 
     Example:
         >>> open_run("quickstart/20261121T0930")
@@ -83,18 +83,18 @@ def open_run(name: Path | str, folder: Path | None = None) -> Run:
 
 
 def find_unfinished_run(name: str, digest: str, folder: Path | None = None) -> Path | None:
-    """Return the newest run of an experiment that has not finished and is no member of a study; None: there is none.
+    """Return the newest unfinished run of an experiment, other than members of studies and smoke runs, or None.
 
     Args:
-        name: of the experiment.
-        digest: of its configuration, as `dlfer.config.load.compute_digest` gives it; runs of another one do not count.
-        folder: of runs; None: the default one.
+        name: name of the experiment.
+        digest: digest of its configuration by `dlfer.config.load.compute_digest`; runs with another one are ignored.
+        folder: the folder of runs; None for the default.
     """
     folder = default_runs_folder() if folder is None else Path(folder)
     for path in sorted((folder / name).glob(f"*/{RUN_FILE}"), reverse=True):
         try:
             record = Run(path.parent).record
-        except ModelError:  # it could not be continued
+        except ModelError:  # a damaged run cannot be resumed
             continue
         is_own = record.kind == "run" and record.study is None and not record.smoke and record.config_digest == digest
         if is_own and record.status != "finished":
@@ -103,7 +103,7 @@ def find_unfinished_run(name: str, digest: str, folder: Path | None = None) -> P
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """Return the runs of a folder, oldest first; one whose run.json is damaged has the status "damaged"."""
+    """Return the runs of a folder, oldest first; a run whose run.json is damaged has the status "damaged"."""
     summaries = []
     for path in _iterate_runs(Path(folder)):
         name = str(path.relative_to(folder))
@@ -128,9 +128,9 @@ def _summarise(name: str, path: Path) -> RunSummary:
 
 
 def match_runs(name: str, folder: Path) -> list[str]:
-    """Return the names of the runs in a folder that begin with `name`, with or without the experiment's.
+    """Return the names of the runs in a folder that begin with `name`, with or without the experiment's name.
 
-    A whole name counts alone: a run's is the beginning of an ablation's of the same second.
+    An exact match excludes all others: a run's name is a prefix of that of an ablation started in the same second.
     """
     names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
     exact = [key for key in names if name in (key, Path(key).name)]
@@ -140,7 +140,7 @@ def match_runs(name: str, folder: Path) -> list[str]:
 
 
 def _iterate_runs(folder: Path) -> Iterator[Path]:
-    """Yield the run directories <folder>/<experiment>/<run>; hidden folders (the cache) are no experiments."""
+    """Yield the run directories <folder>/<experiment>/<run>, except in hidden folders such as the cache."""
     for path in sorted(folder.glob(f"*/*/{RUN_FILE}")):
         if not path.parent.parent.name.startswith("."):
             yield path.parent
@@ -155,13 +155,13 @@ ARTIFACT_FILE = ArtifactRecord.FILE
 
 
 def find_model(name: Path | str) -> Path:
-    """Return the artifact folder (it holds artifact.json) of a path, a model's name, or a run's name.
+    """Return the artifact folder (which contains artifact.json) for a path, a model's name or a run's name.
 
-    A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the installed package, then in the checkout of
-    an editable installation; last among the runs of each. Of a run it is the folder `model`. hf://ORG/NAME[@REVISION] is downloaded.
+    A name is looked up in ./saved_models, $DLFER_HOME/saved_models, the installed package and the checkout of an
+    editable installation, then in the runs of each, whose artifact is `model`. hf://ORG/NAME[@REVISION] is downloaded.
 
     Raises:
-        ModelError: nothing of that name; with the places tried and the names known.
+        ModelError: nothing has that name; the message lists the searched places and the known names.
     """
     if not isinstance(name, str | Path) or not str(name):
         raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
@@ -190,7 +190,7 @@ def find_model(name: Path | str) -> Path:
 
 
 def list_models() -> dict[str, Path]:
-    """Return the models by name (not those of runs), the first place that has a name winning."""
+    """Return name -> folder of the models outside runs; the first place that has a name takes precedence."""
     models: dict[str, Path] = {}
     for place in list_model_places():
         for path in sorted(place.iterdir()) if place.is_dir() else ():
@@ -200,13 +200,13 @@ def list_models() -> dict[str, Path]:
 
 
 def find_default_model() -> Path:
-    """Return the artifact folder of the model that is used where none is named.
+    """Return the artifact folder of the default model, which is used if none is named.
 
-    It is the one whose artifact.json says `default: true` under `about`, in the first place that has one; never that of a
-    smoke run.
+    It is the one with `default: true` under `about` in artifact.json, in the first place that has one, and never that
+    of a smoke run.
 
     Raises:
-        ModelError: there is none, or a place has several.
+        ModelError: there is no default model, or a place has several.
     """
     for place in list_model_places():
         found = [path for path in list_models().values() if path.parent == place and is_default(path)]
@@ -226,31 +226,31 @@ def find_default_model() -> Path:
 
 
 def is_default(folder: Path) -> bool:
-    """Return whether the artifact in a folder calls itself the default, and may: that of a smoke run may not."""
+    """Return whether the artifact in a folder is marked as the default; that of a smoke run never counts as such."""
     try:
         record = ArtifactRecord.read(folder)
     except ModelError:
-        return False  # the message about a damaged one comes when it is loaded
+        return False  # a damaged artifact is reported when it is loaded
     return record is not None and record.about.default and not record.about.smoke
 
 
 def read_about(folder: Path, record: ArtifactRecord) -> About:
-    """Return what an artifact says of its training; that of a smoke run before dlfer 0.2 is known by its run alone.
+    """Return the section `about` of an artifact; before dlfer 0.2, only its run recorded whether it was a smoke run.
 
     Args:
-        folder: of the artifact.
-        record: its artifact.json.
+        folder: folder of the artifact.
+        record: contents of its artifact.json.
     """
     try:
         run = RunRecord.read(folder.parent) if folder.name == "model" else None
-    except ModelError:  # the model is whole
+    except ModelError:  # a damaged run.json does not make the model unusable
         run = None
     is_smoke = record.about.smoke or (run is not None and run.smoke)
     return record.about.model_copy(update={"smoke": True}) if is_smoke else record.about
 
 
 def find_run_of(name: Path | str) -> Run | None:
-    """Return the run that a name means: a run's path or name, or the folder `model` of one; None for other models."""
+    """Return the run with a path or name, or whose folder `model` it is; None for other models."""
     path = Path(name)
     if path.name == "model" and (path.parent / RUN_FILE).is_file():
         return Run(path.parent)
@@ -264,7 +264,7 @@ def open_run_of_model(run: Path | str) -> tuple[Run, Path]:
     """Return a finished run that has a model, and the folder of its model.
 
     Args:
-        run: its path, the beginning of its name, or the path of its model. A shipped model of that name is not meant.
+        run: its path, the beginning of its name, or the path of its model; not the name of a shipped model.
 
     Raises:
         ModelError: there is no such run, it has no model or has not finished, or it is a model without its run.
@@ -282,7 +282,7 @@ def open_run_of_model(run: Path | str) -> tuple[Run, Path]:
 
 
 def list_model_places() -> list[Path]:
-    """Return the folders in which the name of a model is looked up, in order."""
+    """Return the folders that are searched for a model's name, in order and without repeats."""
     places = [Path("saved_models"), *list_places("saved_models")]
     return [
         place for number, place in enumerate(places) if place.resolve() not in {p.resolve() for p in places[:number]}
@@ -290,7 +290,7 @@ def list_model_places() -> list[Path]:
 
 
 def _get_artifact(path: Path) -> Path | None:
-    """Return the artifact folder at a path: itself, or the folder `model` of a run."""
+    """Return the artifact folder at a path (the path itself, or the folder `model` of a run), or None."""
     if (path / ARTIFACT_FILE).is_file():
         return path
     return _get_artifact_of_run(Run(path)) if (path / RUN_FILE).is_file() else None
@@ -309,26 +309,26 @@ def _get_artifact_of_run(run: Run) -> Path:
 
 
 PATTERNS = ("*.json", "*.md", "*.yaml", "*.weights.h5", "*.onnx", "images.npz", "features.npz", "*/features.npz")
-"""Files of an artifact; others of a repository, such as pickles and programs, are not downloaded."""
+"""Patterns of an artifact's files; other files of a repository, such as pickles and programs, are not downloaded."""
 
-# A Path has one slash less.
+# A Path collapses the two slashes into one.
 _NAME = re.compile(r"hf:/{1,2}(?P<repository>[^/@]+/[^/@]+?)/?(?:@(?P<revision>.+))?")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_name(name: Path | str) -> bool:
-    """Return whether a name means a model on the hub."""
+    """Return whether a name refers to a model on the hub."""
     return str(name).startswith("hf:/")
 
 
 def download_model(name: Path | str) -> Path:
-    """Return the artifact folder of a model on the hub, in huggingface_hub's cache; what is there is not downloaded again.
+    """Return the artifact folder of a model on the hub in huggingface_hub's cache, after downloading what it lacks.
 
     Args:
-        name: hf://ORG/NAME, the newest revision, or hf://ORG/NAME@REVISION, a branch, tag or commit.
+        name: hf://ORG/NAME for the newest revision, or hf://ORG/NAME@REVISION for a branch, tag or commit.
 
     Raises:
-        ModelError: another form of name, no such model or revision, no network and not in the cache, or no model of dlfer.
+        ModelError: another form of name, no such model or revision, no network and no cached copy, or no dlfer model.
         EnvironmentProblem: huggingface_hub is not installed.
     """
     match = _NAME.fullmatch(str(name))
@@ -337,13 +337,13 @@ def download_model(name: Path | str) -> Path:
     return _download(match["repository"], match["revision"])
 
 
-@cache  # a command asks for its model several times
+@cache  # a command looks up its model several times
 def _download(repository: str, revision: str | None) -> Path:
     hub = _import_hub()
     name = f"hf://{repository}" + (f"@{revision}" if revision else "")
     try:
         folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS)))
-    except Exception as error:  # of the network, of the hub and of the cache there are too many kinds to name
+    except Exception as error:  # network, hub and cache raise too many types to list
         raise ModelError(
             f"{name}: cannot be downloaded ({_shorten(error)}). Check the name, the revision and the network; a private model "
             "needs the environment variable HF_TOKEN, or `hf auth login`."
@@ -356,10 +356,10 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 def check_hub(repository: str) -> None:
-    """Raise unless a model can be pushed to a repository, as far as that is known without asking the hub.
+    """Raise an error unless a model can be pushed to a repository, without contacting the hub.
 
     Raises:
-        UserError: no name of a repository.
+        UserError: the name is not that of a repository.
         EnvironmentProblem: huggingface_hub is not installed, or there is no token.
     """
     if not _REPOSITORY.fullmatch(repository):
@@ -373,15 +373,15 @@ def check_hub(repository: str) -> None:
 
 
 def push_folder(folder: Path, repository: str, *, private: bool) -> str:
-    """Push a folder to a repository on the hub, which is created if it is not there; return its address.
+    """Push a folder to a repository on the hub, which is created if it does not exist; return its URL.
 
-    Files of an earlier model in the repository that the folder does not have are removed.
+    Files of an earlier model that the folder does not contain are deleted from the repository.
 
     Args:
-        private: whether a new repository is; one that is there stays as it is.
+        private: whether a new repository is private; an existing one is not changed.
 
     Raises:
-        DlferError: the hub or the network refuses; with the command that repeats it.
+        DlferError: the hub or the network fails; the message has the command to retry.
     """
     api = _import_hub().HfApi(library_name="dlfer", library_version=__version__)
     try:
@@ -392,7 +392,7 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
             commit_message=f"Model written by dlfer {__version__}",
             delete_patterns=list(PATTERNS),
         )
-    except Exception as error:  # as of a download
+    except Exception as error:  # as for a download
         raise DlferError(
             f"{repository}: could not be pushed ({_shorten(error)}). The folder is written: {folder}. Once the cause is removed, "
             f"push it with: hf upload {repository} {shlex.quote(str(folder))} .{' --private' * private}"
@@ -411,7 +411,7 @@ def _import_hub() -> Any:
 
 
 def _shorten(error: BaseException) -> str:
-    """Return what caused an error, in one line."""
+    """Return the type and the first line of an error's root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -1,8 +1,8 @@
-"""What a caller gives a run besides the experiment: options, and listeners.
+"""Options and listeners of a run.
 
-Listeners are objects that are told when a run starts, after each step and epoch, and when it ends.
+Listeners are objects whose methods are called at a run's start, after each step and epoch, and at its end.
 
-`dlfer.run(..., callbacks=[...])` takes them. A listener watches; it cannot change a training or end it.
+`dlfer.run(..., callbacks=[...])` takes them. A listener observes a training; it cannot change or end it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `dlfer run` and `dlfer ablate` take besides the experiment.
+    """The options of `dlfer run` and `dlfer ablate` besides the experiment.
 
     Attributes:
         overrides: dotted key -> value, from --set.
-        out: the folder of runs; None: saved_models/runs.
-        smoke: two batches of at most eight images in every phase.
+        out: the folder of runs; None for saved_models/runs.
+        smoke: use two batches of at most eight images in every phase.
         dry_run: explain what would be done, and stop.
         require_gpu: refuse to run without a GPU.
-        max_hours: stop cleanly at a checkpoint after so long.
-        use_cache: take EF-FER1 from the cache if it was trained before.
-        judge_test: judge the model on the test split at the end; a search's trials leave it closed.
-        accept_changes: continue a run although its data, experiment or software has changed since it began.
-        argv: the command, recorded in run.json.
+        max_hours: stop at a checkpoint after this number of hours.
+        use_cache: read EF-FER1 from the cache if it was trained before.
+        judge_test: evaluate the model on the test split at the end; False for the trials of a search.
+        accept_changes: resume a run even if its data, experiment or software has changed since it started.
+        argv: the command line, recorded in run.json.
     """
 
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -49,15 +49,15 @@ class RunOptions:
 
 
 class Listener:
-    """Is told about a run; each method does nothing here, so that a subclass defines those that it needs.
+    """A base class for observers of a run; its methods do nothing, so that a subclass overrides those that it needs.
 
-    The order of the calls is `start`, then `step` and `epoch` for each stage, then `finish` or `fail`. A run that is
-    resumed starts again with the same folder, and goes on with the epochs that are left. Stages that were taken from the
+    The order of the calls is `start`, then `step` and `epoch` for each stage, then `finish` or `fail`. A resumed run
+    calls `start` again with the same folder and continues with the remaining epochs. Stages that were read from the
     cache have no epochs. The members of an ensemble are runs of their own: all their calls, from `start` to `finish`,
     come between the `start` and the `finish` of the ensemble.
 
-    An exception in a method does not end the training: the first one of a listener is shown as a warning, the others
-    are not shown, and the listener is called on.
+    An exception in a method does not end the training: the first one of a listener is shown as a warning, later ones
+    are not shown, and the listener's methods are still called.
 
     Example:
         >>> class Printer(Listener):
@@ -68,15 +68,15 @@ class Listener:
     """
 
     def start(self, run_folder: Path, config: ExperimentConfig) -> None:
-        """The run in `run_folder` starts, or goes on after a stop.
+        """Called when the run in `run_folder` starts or is resumed.
 
         Args:
-            run_folder: holds run.json and config.yaml, and takes everything that the run writes.
-            config: the experiment as it is run, with every override.
+            run_folder: the run directory, with run.json and config.yaml and everything that the run writes.
+            config: the experiment, with all overrides.
         """
 
     def step(self, stage: str, epoch: int, step: int, steps: int, values: Mapping[str, float]) -> None:
-        """A training step is done: a batch, or a boosting round. It should return fast, since every step waits for it.
+        """Called after each training step, a batch or a boosting round; it should be fast, since training waits for it.
 
         Args:
             stage: "pretrain" or "finetune".
@@ -87,7 +87,7 @@ class Listener:
         """
 
     def epoch(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
-        """An epoch is done and validated.
+        """Called after each epoch and its validation.
 
         Args:
             stage: "pretrain" or "finetune".
@@ -97,18 +97,18 @@ class Listener:
         """
 
     def finish(self, metrics: Metrics | None, folder: Path) -> None:
-        """The run is finished: model, metrics.json, report.html and the model card are written.
+        """Called when the run has finished and written its model, metrics.json, report.html and the model card.
 
         Args:
-            metrics: the contents of metrics.json; None for a run without.
-            folder: that of the run.
+            metrics: the contents of metrics.json; None for a run without metrics.
+            folder: the run directory.
         """
 
     def fail(self, error: BaseException) -> None:
-        """The run ended before it was finished.
+        """Called when the run ended before it had finished.
 
         Args:
-            error: what ended it; `TrainingStopped` and `KeyboardInterrupt` leave a run that can be resumed.
+            error: the exception that ended it; after `TrainingStopped` and `KeyboardInterrupt` the run can be resumed.
         """
 
 
@@ -117,11 +117,11 @@ def _print_warning(text: str) -> None:
 
 
 class Listeners(Listener):
-    """Several listeners as one; an exception in one of them is a warning, and concerns neither the others nor the run.
+    """A composite of listeners, which turns an exception in one into a warning without affecting the others or the run.
 
     Args:
-        listeners: told in this order.
-        warn: takes the warning, one sentence or two.
+        listeners: the listeners, which are called in this order.
+        warn: called with the text of a warning.
     """
 
     def __init__(self, listeners: Iterable[Listener] = (), warn: Callable[[str], None] = _print_warning) -> None:

@@ -1,4 +1,4 @@
-"""What a process can see of its machine, and of the limits that a container sets, without a framework."""
+"""Queries of the machine and of a container's limits, and settings of the memory allocator, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class CgroupLimits:
     """The limits of the control groups that this process is in.
 
     Attributes:
-        version: 1 or 2; None where the system has no control groups.
-        memory_bytes: the smallest limit of memory; None: no limit.
-        cpus: the smallest quota of processor time, in processors, e.g. 1.5; None: no limit.
+        version: 1 or 2; None if the system has no control groups.
+        memory_bytes: the smallest memory limit; None if there is none.
+        cpus: the smallest quota of processor time, in processors, e.g. 1.5; None if there is none.
     """
 
     version: int | None
@@ -45,7 +45,7 @@ def read_cgroup_limits(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> CgroupLi
         cpus = [_read_quota_v2(group / "cpu.max") for group in groups]
         return CgroupLimits(2, _find_smallest(memory), _find_smallest(cpus))
     memory = [_read_number(group / "memory.limit_in_bytes") for group in _list_groups(root / "memory", own, "memory")]
-    # Without a limit, version 1 has the largest number of pages that a 64-bit counter of bytes can hold.
+    # Version 1 writes "no limit" as the largest number of bytes in whole pages that a 64-bit counter can hold.
     memory = [size for size in memory if size is not None and size < 2**60]
     cpus = [_read_quota_v1(group) for group in _list_groups(root / "cpu", own, "cpu")]
     version = 1 if (root / "memory").is_dir() or (root / "cpu").is_dir() else None
@@ -53,7 +53,7 @@ def read_cgroup_limits(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> CgroupLi
 
 
 def _list_groups(mount: Path, own: Path, controller: str) -> Iterator[Path]:
-    """Yield the mount, and the groups on the way to that of this process, as far as they are visible."""
+    """Yield the mount point and the path of each group from there to this process's own; not all need be visible."""
     yield mount
     try:
         lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -69,7 +69,7 @@ def _list_groups(mount: Path, own: Path, controller: str) -> Iterator[Path]:
 
 
 def _read_quota_v2(file: Path) -> float | None:
-    """Return the processors of cpu.max, which holds a quota or "max" and a period, in microseconds."""
+    """Return the number of processors that cpu.max allows: its quota (or "max") over its period, in microseconds."""
     return _read(file, lambda text: int(text.split()[0]) / int(text.split()[1]))
 
 
@@ -83,7 +83,7 @@ def _read_number(file: Path) -> int | None:
 
 
 def _read(file: Path, parse: Callable[[str], _T]) -> _T | None:
-    """Return the contents of a file; None where it is absent or says "max"."""
+    """Return the parsed contents of a file; None if it is absent or contains "max"."""
     try:
         return parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, IndexError, ZeroDivisionError):
@@ -95,7 +95,7 @@ def _find_smallest(values: Iterable[_T | None]) -> _T | None:
 
 
 def get_memory_bytes() -> int | None:
-    """Return the smaller of the machine's memory and the limit of the control groups, in bytes; None: not known."""
+    """Return the smaller of the machine's memory and the limit of the control groups, in bytes; None if unknown."""
     found = [read_cgroup_limits().memory_bytes]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -103,7 +103,7 @@ def get_memory_bytes() -> int | None:
 
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor, the number of cores that this process may use, and how busy the machine is, in words."""
+    """Return a description of the processor, the number of cores that this process may use, and the load average."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -116,7 +116,7 @@ def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def count_cores() -> int:
-    """Return the processors that this process may use at a time: by its affinity and the quota of its control groups."""
+    """Return the number of processors that this process may use, by its affinity and its control groups' quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = read_cgroup_limits().cpus
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
@@ -124,11 +124,11 @@ def count_cores() -> int:
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let glibc keep the memory that is freed inside the block, and give it back to the system at its end.
+    """Make glibc keep memory that is freed inside the block, and return it to the system at the end of the block.
 
-    By default it returns blocks of feature maps as soon as they are free, and the next operation has the system clear new
-    pages: up to a third of a training step on a CPU (benchmarks/cpu_settings.py). Nothing changes with another C library,
-    or where MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_ or GLIBC_TUNABLES in the environment say what is wanted.
+    By default, glibc returns the memory of feature maps as soon as it is freed, and the kernel has to clear new pages
+    for the next operation: up to a third of a training step on a CPU (benchmarks/cpu_settings.py). Nothing changes with
+    another C library, or if MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_ or GLIBC_TUNABLES is set in the environment.
     """
     libc = None if _ALLOCATOR_VARIABLES & os.environ.keys() else _find_glibc()
     if libc is None:
@@ -139,7 +139,7 @@ def keep_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        # What glibc itself arrives at in a process that has freed large blocks.
+        # The values that glibc's dynamic adjustment reaches in a process that has freed large blocks.
         libc.mallopt(_M_MMAP_MAX, 2**16)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
@@ -147,7 +147,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Let glibc return blocks of a megabyte and more to the system once they are free; by default it keeps those of pictures."""
+    """Make glibc return freed blocks of 1 MiB or more to the system, where it keeps those of images by default."""
     libc = _find_glibc()
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
@@ -155,7 +155,7 @@ def return_freed_memory() -> None:
 
 
 def _find_glibc() -> ctypes.CDLL | None:
-    """Return the C library with glibc's functions of its allocator; None: another system, or another C library."""
+    """Return the C library if it is glibc, with its allocator functions; None for another library or system."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
@@ -164,6 +164,6 @@ def _find_glibc() -> ctypes.CDLL | None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
-"""From malloc.h."""
+"""Parameter numbers of mallopt, from malloc.h."""
 
 _ALLOCATOR_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}

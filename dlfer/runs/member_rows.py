@@ -1,7 +1,7 @@
-"""members.csv: one row for each member of an ablation, a sweep, a search or an ensemble; one reader, one writer.
+"""Reader and writer of members.csv, which has a row for each member of a study or an ensemble.
 
-A member is an experiment with some keys set. Those keys are columns of their own, named as in the experiment file, with
-JSON values; every other column is a field of `MemberRow`. An empty cell means that a value is absent.
+A member is an experiment with some keys set. Each of those keys is a column, named as in the experiment file, with JSON
+values; every other column is a field of `MemberRow`. An empty cell means that a value is absent.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _FORMER_ENSEMBLE_FILE = "members.json"
 
 
 class MemberRow(BaseModel):
-    """One member as members.csv has it.
+    """One row of members.csv.
 
     Attributes:
-        arm: name of the arm, the cell, the ensemble's member, or the arm of a search.
-        trial: a search's id of the trial; None for members that are no trials.
-        seed: of EF-FER2; None where the file does not say.
-        fold: of a member of a cross-validation, the fold that is its test.
-        digest: the first digits of the digest of its experiment; of an ensemble's member, the sha256 of its artifact.json.
-        path: of its run directory; "" before it begins.
+        arm: name of the arm, the cell, or the ensemble's member.
+        trial: the search's id of the trial; None for members that are not trials.
+        seed: seed of EF-FER2; None if the file does not record it.
+        fold: for a member of a cross-validation, its test fold.
+        digest: first digits of its experiment's digest; for an ensemble's member, the sha256 of its artifact.json.
+        path: path of its run directory; "" before it starts.
         status: "pending", "running", "finished", "stopped" or "failed". A trial may also be "waiting" (interrupted), "rung"
             (ended with its rung of Hyperband) or "pruned". A member of an ensemble that was trained before is "given".
         train_accuracy, validation_accuracy, test_accuracy, macro_f1: of a finished member, in [0, 1].
         score, low, high: a trial's objective on validation, and its 95 % interval over the images.
-        epochs: of EF-FER2 that a trial has done.
-        rung: epochs after which a trial was to end; None: all of the experiment.
-        seconds: of EF-FER2; of a trial, the time that its process took.
-        pretrain_seconds: of EF-FER1.
-        error: what went wrong.
-        kind: the class of that error.
-        is_users: whether the user has to correct it.
+        epochs: number of epochs of EF-FER2 that a trial has completed.
+        rung: number of epochs at which a trial was to end; None for all epochs of the experiment.
+        seconds: duration of EF-FER2; for a trial, of its process.
+        pretrain_seconds: duration of EF-FER1.
+        error: the error message.
+        kind: the class of the error.
+        is_users: whether the user has to correct the error.
         worker: the process that ran a trial.
         ended: UTC, ISO 8601.
-        note: what a reader should know, e.g. about an ensemble member's training data.
-        settings: dotted key -> value, the keys that the member sets.
+        note: a remark for the reader, e.g. about an ensemble member's training data.
+        settings: dotted key -> value, for the keys that the member sets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,7 +80,7 @@ class MemberRow(BaseModel):
 
     @property
     def title(self) -> str:
-        """Arm and seed or fold, for a person."""
+        """The arm and the seed or fold, for display."""
         return f"{self.arm}, seed {self.seed}" if self.fold is None else f"{self.arm}, fold {self.fold}"
 
     def change(self, **fields: Any) -> MemberRow:
@@ -88,7 +88,7 @@ class MemberRow(BaseModel):
         return self.model_copy(update=fields)
 
     def find_folder(self, study: Path) -> Path | None:
-        """Return the member's directory: the recorded one, or one of its name beside its study; None where neither exists.
+        """Return the member's directory: the recorded one, or else one of its name beside its study, or None.
 
         Args:
             study: directory of the comparison, search or ensemble. A folder of runs may have been moved as a whole.
@@ -97,7 +97,7 @@ class MemberRow(BaseModel):
             return None
         recorded = Path(self.path)
         moved = (recorded, study.parent / recorded.name, study.parent.parent.joinpath(*recorded.parts[-2:]))
-        # A name that no file can have is not there; Path.exists raises for one that is too long.
+        # os.path.exists returns False for a name that is too long, for which Path.exists raises.
         return next((path for path in moved if os.path.exists(path)), None)
 
 
@@ -105,7 +105,7 @@ _COLUMNS = tuple(name for name in MemberRow.model_fields if name != "settings")
 
 
 def write_member_rows(folder: Path, rows: Sequence[MemberRow]) -> None:
-    """Write members.csv of a study; a multi-line error keeps its first line."""
+    """Write members.csv of a study, with only the first line of each error."""
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     cells = []
     for row in rows:
@@ -118,7 +118,7 @@ def write_member_rows(folder: Path, rows: Sequence[MemberRow]) -> None:
 
 
 def read_member_rows(folder: Path) -> list[MemberRow]:
-    """Return the members of a study, [] where none is recorded; files of earlier versions are read as well.
+    """Return the members of a study, also from files of earlier versions; [] if none are recorded.
 
     Raises:
         ModelError: the file is damaged, or a later version of dlfer wrote it.
@@ -152,7 +152,7 @@ def _parse(path: Path, line: int, cells: Mapping[str | None, Any]) -> MemberRow:
 
 
 def _parse_value(cell: str) -> Any:
-    """Return a setting; earlier versions wrote text without quotes."""
+    """Return the value of a setting; earlier versions wrote text without quotes."""
     try:
         return json.loads(cell)
     except ValueError:
@@ -160,7 +160,7 @@ def _parse_value(cell: str) -> Any:
 
 
 def _read_former_ensemble(folder: Path) -> list[MemberRow]:
-    """Return the members.json that ensembles had before they wrote members.csv."""
+    """Return the members in members.json, which earlier versions wrote for ensembles."""
     path = folder / _FORMER_ENSEMBLE_FILE
     try:
         members = read_json(path)
@@ -173,5 +173,5 @@ def _read_former_ensemble(folder: Path) -> list[MemberRow]:
 
 
 def is_run(folder: Path | None) -> bool:
-    """Tell whether a folder is a run directory."""
+    """Return whether a folder is a run directory."""
     return folder is not None and os.path.exists(folder / RUN_FILE)

@@ -1,4 +1,4 @@
-"""metrics.json: every metric of a run or of an evaluation, with its interval."""
+"""Records of metrics.json: all metrics of a run or an evaluation, with their intervals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dlfer.runs.records import DuplicatesRecord, FileRecord, Record, Temperature
 from dlfer.runs.text import format_html, format_interval, shorten
 
 Number = float | None
-"""None: undefined."""
+"""A value of a metric; None if it is undefined."""
 
 LAST_EPOCH = "nothing (the last epoch was kept)"
-"""What a model was selected on, in words, whose training no metric of validation decided about."""
+"""Description of what a model was selected on, if no validation metric chose its epoch or ended its training."""
 
 
 def _check_ends(record: Any) -> Any:
-    """Raise ValueError for a record with one end of its interval."""
+    """Return a record; raise ValueError if it has only one end of its interval."""
     if (record.low is None) != (record.high is None):
         raise ValueError("both ends of an interval or neither")
     return record
@@ -35,9 +35,9 @@ class Estimate(Record):
     """A value with its 95 % interval.
 
     Attributes:
-        value: None: undefined.
-        low, high: ends of the interval; None: there is none.
-        reason: why there is a value and no interval.
+        value: the value; None if undefined.
+        low, high: ends of the interval; None if there is none.
+        reason: why a value has no interval, or None.
     """
 
     value: Number = None
@@ -55,19 +55,19 @@ def _require_value(estimate: Estimate) -> Estimate:
 
 
 KnownEstimate = Annotated[Estimate, AfterValidator(_require_value)]
-"""An estimate whose value is defined for any number of images."""
+"""An estimate that must have a value, since the metric is defined for any number of images."""
 
 NumImages = Annotated[int, Field(ge=1)]
 
 
 class CountedEstimate(Estimate):
-    """A value with its interval and the number of images that it is about."""
+    """A value with its interval and the number of images that it is computed from."""
 
     n: int | None = None
 
 
 class DetectionRate(Estimate):
-    """The share of classes whose most frequent prediction is right."""
+    """The share of classes whose most frequent prediction is the class itself."""
 
     num_detected: int | None = None
     num_classes: int | None = None
@@ -106,7 +106,7 @@ class ReliabilityBin(Record):
 
 
 class CalibrationMetrics(Record):
-    """How far probabilities are from frequencies."""
+    """Metrics of the deviation of probabilities from observed frequencies."""
 
     ece_equal_mass: Estimate
     ece_equal_width: Estimate | None = None
@@ -118,14 +118,14 @@ class CalibrationMetrics(Record):
 
 
 class Calibration(Record):
-    """Calibration before and after the temperature; None: no temperature was fitted."""
+    """Calibration before and after temperature scaling; `scaled` is None if no temperature was fitted."""
 
     raw: CalibrationMetrics
     scaled: CalibrationMetrics | None = None
 
     @property
     def has_bins(self) -> bool:
-        """Whether there are the bins of a reliability diagram."""
+        """Whether the bins of a reliability diagram are recorded."""
         return bool(self.raw.reliability) and (self.scaled is None or bool(self.scaled.reliability))
 
 
@@ -142,7 +142,7 @@ class RiskPoint(Record):
 
 
 class AtThreshold(Record):
-    """What abstaining below a confidence gives."""
+    """Coverage and accuracy if the model abstains below a confidence threshold."""
 
     threshold: float
     coverage: Estimate
@@ -151,7 +151,7 @@ class AtThreshold(Record):
 
 
 class Selective(Record):
-    """Prediction that may abstain."""
+    """Metrics of selective prediction, in which the model may abstain."""
 
     aurc: KnownEstimate
     curve: list[RiskPoint] = Field(default_factory=list)
@@ -159,7 +159,7 @@ class Selective(Record):
 
 
 class SplitSummary(Record):
-    """The two metrics that a short table shows."""
+    """The two metrics of a split that short tables show."""
 
     n: NumImages
     accuracy: KnownEstimate
@@ -173,7 +173,7 @@ class SplitMetrics(SplitSummary):
         n: number of images.
         per_class: label -> its metrics, in the order of the labels.
         confusion: rows are targets, columns are predictions.
-        not_judged: labels of which the split has no image; the averages are over the others.
+        not_judged: labels without images in the split; averages are over the others.
     """
 
     labels: list[str] = Field(default_factory=list)
@@ -210,7 +210,7 @@ class SplitMetrics(SplitSummary):
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        """Yield the metrics over all classes as (value, low, high); those of a class are in `per_class`."""
+        """Yield the number of images and the main metrics over all classes as (value, low, high)."""
         yield "n", self.n
         for name in ("accuracy", "macro_f1", "balanced_accuracy"):
             if self.get(name) is not None:
@@ -227,12 +227,12 @@ class SplitMetrics(SplitSummary):
         return format_html(title, rows, header=("label", "n", *names), notes=[note])
 
     def get(self, name: str) -> Estimate | None:
-        """Return one of the metrics over all classes, or None where the file does not have it."""
+        """Return one of the metrics over all classes, or None if the file does not have it."""
         return getattr(self, name)
 
 
 class McNemar(Record):
-    """McNemar's test: b images that only a has right, c that only b has right."""
+    """McNemar's test: `b` images that only model a classifies correctly, `c` that only model b does."""
 
     b: int
     c: int
@@ -241,15 +241,15 @@ class McNemar(Record):
 
 
 class ModelPair(Record):
-    """Two trained models on the same images.
+    """The comparison of two trained models on the same images.
 
     Attributes:
-        difference: of the accuracies, a - b, in -1..1.
-        unit: of the difference and of its interval.
-        p_holm: p value corrected for all pairs of the comparison.
-        required_n: images that a difference as large would need; None: no number is enough.
-        part: the split, where that is not said elsewhere.
-        not_learned: a clause for each training that did not learn; where there is one, the pair supports no conclusion.
+        difference: difference of the accuracies, a - b, in -1..1.
+        unit: unit of the difference and its interval.
+        p_holm: p value after Holm's correction for all pairs of the comparison.
+        required_n: number of images needed to detect such a difference; None if no number is enough.
+        part: the split, if it is not recorded elsewhere.
+        not_learned: a clause for each training that did not learn; if there is one, the pair supports no conclusion.
     """
 
     a: str
@@ -266,13 +266,13 @@ class ModelPair(Record):
 
 
 class ViewMetrics(SplitSummary):
-    """Metrics of predictions averaged over views, and the difference to the plain ones."""
+    """Metrics of predictions averaged over views, and their comparison with single-view predictions."""
 
     paired: ModelPair
 
 
 class GroupMetrics(Record):
-    """Metrics of the images with one value of an attribute; `small`: fewer than 20 images."""
+    """Metrics of the images with one value of an attribute; `small` marks fewer than 20 images."""
 
     n: int
     accuracy: Estimate
@@ -281,14 +281,14 @@ class GroupMetrics(Record):
 
 
 class Gaps(Record):
-    """The largest less the smallest value over the groups; None where fewer than two are large enough."""
+    """The largest minus the smallest value over the groups; None if fewer than two groups are large enough."""
 
     accuracy: KnownEstimate | None = None
     recall: dict[str, KnownEstimate | None] = Field(default_factory=dict)
 
 
 class AttributeMetrics(Record):
-    """Metrics by the values of one attribute."""
+    """Metrics by the values of one attribute, with the numbers of images without one and of ids that match no image."""
 
     groups: dict[str, GroupMetrics]
     gaps: Gaps
@@ -297,7 +297,7 @@ class AttributeMetrics(Record):
 
 
 class Groups(Record):
-    """Metrics by attributes of the images, from `file`."""
+    """Metrics by attributes of the images, which are read from `file`."""
 
     file: str
     attributes: dict[str, AttributeMetrics]
@@ -305,7 +305,7 @@ class Groups(Record):
 
 
 class CorruptionLevel(Record):
-    """Accuracy at one strength of a corruption, and its difference to that on the clean images."""
+    """Accuracy at one strength of a corruption, and its difference from the accuracy on the clean images."""
 
     strength: int
     parameter: Any = None
@@ -314,7 +314,7 @@ class CorruptionLevel(Record):
 
 
 class Corruptions(Record):
-    """Accuracy on corrupted images; `meanings` says what the parameter of each corruption is."""
+    """Accuracy on corrupted images; `meanings` describes the parameter of each corruption."""
 
     n: int
     clean: Estimate
@@ -325,7 +325,7 @@ class Corruptions(Record):
 
     @property
     def strengths(self) -> list[int]:
-        """All strengths that some corruption was applied with, the weakest first."""
+        """All strengths of the applied corruptions, the weakest first."""
         return sorted({level.strength for levels in self.corruptions.values() for level in levels})
 
 
@@ -349,7 +349,7 @@ class MemberMetrics(Record):
 
 
 class CombinationMetrics(Record):
-    """Metrics of one way to combine the members; `is_used`: it is the one that the model uses."""
+    """Metrics of one way to combine the members; `is_used` marks the one that the model uses."""
 
     name: str
     is_used: bool = False
@@ -358,7 +358,7 @@ class CombinationMetrics(Record):
 
 
 class EnsembleMilestone(Record):
-    """Members and combinations after `epoch` epochs."""
+    """Metrics of the members and combinations after `epoch` epochs."""
 
     epoch: int
     members: list[MemberMetrics]
@@ -366,7 +366,7 @@ class EnsembleMilestone(Record):
 
 
 class EnsembleGrowth(Record):
-    """The average of the first members, in the order of their accuracy on validation; `added` is the last of them."""
+    """Metrics of the average of the first members, by descending validation accuracy; `added` is the last of them."""
 
     added: str
     validation: SplitSummary | None = None
@@ -374,7 +374,7 @@ class EnsembleGrowth(Record):
 
 
 class FinalLabel(Record):
-    """The most frequent prediction among the `n` images that annotators gave one label, and its share of them."""
+    """The most frequent prediction for the `n` images to which annotators gave one label, and its share of them."""
 
     label: str
     share: float
@@ -382,18 +382,18 @@ class FinalLabel(Record):
 
 
 class FinalLabels(Record):
-    """The final label of a member, or of the combination that is used ("ensemble"), for each label with images."""
+    """The final label for each label with images, of a member or of the combination in use ("ensemble")."""
 
     name: str
     labels: dict[str, FinalLabel]
 
 
 class EnsembleMetrics(Record):
-    """How the members of an ensemble are combined, and the combination against the member that is best on validation.
+    """The combination of an ensemble's members, and its comparison with the member that is best on validation.
 
     Attributes:
-        growth: the average of one member, of two, and so on; empty in a file of an earlier version.
-        final_labels: of each member and of the combination, on test or else on validation; likewise.
+        growth: averages of one member, of two, and so on; empty in a file of an earlier version.
+        final_labels: of each member and of the combination, on test, else on validation; also empty in such a file.
     """
 
     combine: str
@@ -405,7 +405,7 @@ class EnsembleMetrics(Record):
 
 
 class Abstention(Record):
-    """The confidence below which the model abstains, and what it was chosen for and on."""
+    """The confidence below which the model abstains, with its target accuracy and the split that it was chosen on."""
 
     threshold: float
     target_accuracy: float
@@ -414,11 +414,11 @@ class Abstention(Record):
 
 
 class JudgedOn(Record):
-    """What an evaluation judged on.
+    """The data of an evaluation.
 
     Attributes:
-        used_for: "training", "selection", or "calibration" where no epoch was selected, if the model has used these
-            images.
+        used_for: how the training used these images: "training", "selection", "calibration" (if no epoch was selected)
+            or None.
     """
 
     split: str
@@ -430,15 +430,15 @@ class ForeignModelRecord(Record):
     """An external model that was evaluated, as its user described it.
 
     Attributes:
-        file, sha256, size_bytes: of the model.
-        input: what it takes, in the words of `dlfer evaluate --input`.
+        file, sha256, size_bytes: of the model's file.
+        input: its input, in the syntax of `dlfer evaluate --input`.
         output: "softmax", "logits" or "sigmoid".
-        labels: of its outputs, in order.
-        ignored: labels whose outputs were left out before the probabilities were divided by their sum.
-        unknown: labels of the data that the model has no output for, so that it is wrong on their images.
-        runtime: what ran it.
-        ms_per_image: with `batch_size` images at a time, preparation included.
-        ms_alone: of one image alone.
+        labels: labels of its outputs, in order.
+        ignored: labels whose outputs were left out before the probabilities were normalised.
+        unknown: labels of the data for which the model has no output, so that it is wrong on their images.
+        runtime: the runtime that executed it.
+        ms_per_image: milliseconds per image in batches of `batch_size`, including preprocessing.
+        ms_alone: milliseconds for a single image.
     """
 
     file: str
@@ -455,7 +455,7 @@ class ForeignModelRecord(Record):
     ms_alone: float
 
     def describe(self) -> list[str]:
-        """Return what was judged, in sentences."""
+        """Return sentences that describe the evaluated model."""
         size = "" if self.size_bytes is None else f"; {self.size_bytes / 1e6:.1f} MB"
         lines = [
             f"{self.file}: input {self.input}; output {self.output}; {self.runtime}: {self.ms_per_image:.2f} ms per "
@@ -469,20 +469,20 @@ class ForeignModelRecord(Record):
 
 
 class Metrics(FileRecord):
-    """metrics.json.
+    """The contents of metrics.json.
 
     Attributes:
         protocol: "official", "resplit", "cross_validation" or "paper".
-        banner: a warning that every output carries, or None.
-        selected_on: the validation split, in words.
+        banner: a warning that every output shows, or None.
+        selected_on: description of the validation split.
         is_selected: whether validation decided which epoch was kept, or when training ended; taken as true in a file
             of an earlier version.
-        test: None where there is no test split.
-        test_without_duplicates: of the test images without a duplicate in the data that made the model.
-        test_opened: how often a test split was opened with the model by then; None: not known.
+        test: None if there is no test split.
+        test_without_duplicates: for the test images without a duplicate in the data that trained or selected the model.
+        test_opened: how often the model had been evaluated on a test split by then; None if unknown.
         headline: "single", or the view whose accuracy is the headline.
         views: view -> split -> metrics.
-        foreign: of `dlfer evaluate FILE`, the model of others that was judged.
+        foreign: for `dlfer evaluate FILE`, the external model that was evaluated.
     """
 
     FILE: ClassVar[str] = "metrics.json"
@@ -512,7 +512,7 @@ class Metrics(FileRecord):
     foreign: ForeignModelRecord | None = None
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        """Yield the protocol and the metrics of each split that there is."""
+        """Yield the protocol and the metrics of each available split."""
         yield "protocol", self.protocol
         yield from self._list_splits().items()
 
@@ -526,31 +526,31 @@ class Metrics(FileRecord):
         return format_html("Metrics", rows, header=("split", "n", "accuracy", "macro F1"), notes=[self.banner, used])
 
     def _list_splits(self) -> dict[str, SplitMetrics]:
-        """Return the splits that there are, the one that judges first."""
+        """Return the metrics of the available splits, the evaluation split first."""
         splits = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
         return {name: split for name in splits if (split := self.get(name)) is not None}
 
     @property
     def judged_split(self) -> str:
-        """The split that judges the model: test, else validation."""
+        """The evaluation split: test, else validation."""
         return "validation" if self.test is None else "test"
 
     @property
     def judged(self) -> SplitMetrics | None:
-        """The metrics of the split that judges the model."""
+        """The metrics of the evaluation split."""
         return self.validation if self.test is None else self.test
 
     @property
     def judged_without_duplicates(self) -> SplitMetrics | None:
-        """Likewise, of its images without duplicates."""
+        """The metrics of the evaluation split's images without duplicates."""
         return self.validation_without_duplicates if self.test is None else self.test_without_duplicates
 
     def describe_selection(self) -> str:
-        """Return what the model was selected on, in words."""
+        """Return a description of what the model was selected on."""
         return str(self.selected_on) if self.is_selected else LAST_EPOCH
 
     def describe_validation(self) -> str:
-        """Return what the validation split is called: its values are optimistic where it selected the model."""
+        """Return a description of the validation split and its use: selection makes its values optimistic."""
         use = "used for selection" if self.is_selected else "used for calibration only: the last epoch was kept"
         return f"validation ({self.selected_on}, {use})"
 
@@ -560,11 +560,11 @@ class Metrics(FileRecord):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
+        """Return the contents of a file from before dlfer 0.2 with current key names.
 
-        `twins` counted the test images with a duplicate in training alone, and `test_without_twins` left out no others.
-        Its exact copies included augmented ones, which occur under protocol paper, so that there their number is not
-        known.
+        `twins` counted only the test images with a duplicate in training, and `test_without_twins` left out only these.
+        Its exact copies included augmented ones, which occur under protocol paper, so that their number is unknown
+        there.
         """
         upgraded: dict[str, Any] = {}
         for key, value in values.items():
@@ -580,7 +580,7 @@ class Metrics(FileRecord):
 
 
 def rename_key(values: Any, old: str, new: str) -> Any:
-    """Return nested values with a key renamed wherever it stands."""
+    """Return nested values with a key renamed wherever it occurs."""
     if isinstance(values, dict):
         return {new if key == old else key: rename_key(item, old, new) for key, item in values.items()}
     return [rename_key(item, old, new) for item in values] if isinstance(values, list) else values
@@ -596,5 +596,5 @@ def _upgrade_twins(twins: Any, values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def is_missing(value: float | None) -> bool:
-    """Tell whether a value is undefined: null in JSON."""
+    """Return whether a value is undefined: None (null in JSON) or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))

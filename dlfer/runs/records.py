@@ -1,7 +1,7 @@
-"""Typed records: what the JSON files of a run hold, with one reader and one writer for all of them.
+"""Typed records of the JSON files of runs and models, with one reader and one writer for all of them.
 
-A file of this version says `"schema": 2`. A file without a schema was written before dlfer 0.2 and is upgraded when it is
-read; a file of a later schema is refused. Keys that a record does not know are left out.
+This version writes `"schema": 2`. A file without a schema was written before dlfer 0.2 and is upgraded when it is
+read; a file of a later schema is refused. Unknown keys are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA = 2
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: records and numpy's by their own methods, NaN and infinity as null."""
+    """Convert a value to JSON types: records and NumPy values by their own methods, NaN and infinity to None."""
     if hasattr(value, "as_json"):
         return to_json(value.as_json())
     if isinstance(value, Mapping):
@@ -42,35 +42,35 @@ def to_json(value: Any) -> Any:
 
 
 class Record(BaseModel):
-    """Named values of fixed types; NaN and infinity are not among them."""
+    """A base class of typed records, which ignore unknown keys and reject NaN and infinity."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, populate_by_name=True, defer_build=True)
 
     @classmethod
     def build(cls, values: Mapping[str, Any] | Record) -> Self:
-        """Return the record of nested values; numbers of NumPy become plain ones, NaN and infinity None."""
+        """Return a record built from nested values; NumPy numbers become Python numbers, NaN and infinity None."""
         return cls.model_validate(to_json(values))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the values that were given, nested, with the keys of the file."""
+        """Return the values that were set explicitly, as nested dicts with the keys of the file."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class FileRecord(Record):
-    """What one JSON file holds."""
+    """A base class of records that are the contents of one JSON file, named `FILE`."""
 
     FILE: ClassVar[str]
     ADVICE: ClassVar[str] = "Get the model again."
-    """What helps where the file is damaged."""
+    """Advice on a damaged file for the end of an error message."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file that was written before dlfer 0.2 with the present names of its keys."""
+        """Return the contents of a file from before dlfer 0.2 with current key names."""
         return values
 
     @classmethod
     def read(cls, folder: Path | str) -> Self | None:
-        """Return the record in a folder; None where there is no such file.
+        """Return the record read from a folder; None if the file is absent.
 
         Raises:
             ModelError: the file is damaged, or a later version of dlfer wrote it.
@@ -88,10 +88,10 @@ class FileRecord(Record):
 
     @classmethod
     def require(cls, folder: Path | str) -> Self:
-        """Return the record in a folder.
+        """Return the record read from a folder, whose file must exist.
 
         Raises:
-            ModelError: there is no such file, it is damaged, or a later version of dlfer wrote it.
+            ModelError: the file is absent or damaged, or a later version of dlfer wrote it.
         """
         record = cls.read(folder)
         if record is None:
@@ -103,14 +103,14 @@ class FileRecord(Record):
 
     @classmethod
     def parse(cls, values: Any, path: Path | str) -> Self:
-        """Return the record that a file's contents are.
+        """Return the record for the parsed contents of a file.
 
         Args:
-            values: what the JSON says.
-            path: of the file, for messages.
+            values: the parsed JSON.
+            path: path of the file, for messages.
 
         Raises:
-            ModelError: they are no such record, or of a later version.
+            ModelError: the values do not match the record, or have the schema of a later version.
         """
         if not isinstance(values, dict):
             raise ModelError(f"{path}: the file: found {_shorten(values)}, expected an object. {cls.ADVICE}")
@@ -126,11 +126,11 @@ class FileRecord(Record):
             raise ModelError(f"{path}: {_describe(error)}. {cls.ADVICE}") from error
 
     def dump(self) -> str:
-        """Return the text of the file."""
+        """Return the JSON text of the file."""
         return json.dumps({"schema": SCHEMA, **self.as_json()}, indent=2, allow_nan=False) + "\n"
 
     def write(self, folder: Path | str) -> Path:
-        """Write the record into a folder, whole or not at all, and return the path of the file."""
+        """Write the record into a folder atomically and return the path of the file."""
         path = Path(folder) / self.FILE
         write_atomically(path, self.dump())
         return path
@@ -162,7 +162,7 @@ _EXPECTED = {
 
 
 def _describe(error: ValidationError) -> str:
-    """Say where the first problem is, what was found there and what was expected."""
+    """Return the key of the first validation error, with what was found there and what was expected."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     found = "nothing" if first["type"] == "missing" else _shorten(first["input"])
@@ -187,7 +187,7 @@ class Checkout(Record):
 
 
 class DeviceRecord(Record):
-    """What a run computed on."""
+    """The device and the Keras backend that a run computed with."""
 
     kind: str | None = None
     name: str | None = None
@@ -198,7 +198,7 @@ class DeviceRecord(Record):
 
 
 class Cost(Record):
-    """What training took: seconds of wall time, images seen, and the side of the images in pixels."""
+    """The cost of training: wall time in seconds, images processed, and the side of the images in pixels."""
 
     finetune_seconds: float | None = None
     finetune_images: int | None = None
@@ -210,13 +210,13 @@ class Cost(Record):
 
 
 class SearchOptionsRecord(Record):
-    """How a search was started.
+    """The options that a search was started with.
 
     Attributes:
-        ablation: with EF-FER1 and without.
-        trials: at most so many in each arm; None: as the experiment says.
-        storage: whether several machines share it.
-        engine: None: an earlier version of dlfer began it.
+        ablation: whether it has an arm with EF-FER1 and one without.
+        trials: maximum number of trials in each arm; None for the experiment's own number.
+        storage: whether several machines share the search.
+        engine: name of the search engine; None if an earlier version of dlfer started the search.
     """
 
     ablation: bool = False
@@ -226,11 +226,11 @@ class SearchOptionsRecord(Record):
 
 
 class AcceptedChanges(Record):
-    """What had changed since a run began when it went on by --accept-changes.
+    """The changes since a run's start that --accept-changes accepted when the run was resumed.
 
     Attributes:
         time: UTC, ISO 8601.
-        differences: one line each.
+        differences: one line for each change.
     """
 
     time: str
@@ -238,12 +238,12 @@ class AcceptedChanges(Record):
 
 
 class BranchWeights(Record):
-    """Where a branch of a hybrid has its weights from, and what became of its variables; transfer.json names them.
+    """The source of the weights of a hybrid's branch, and counts of its variables; transfer.json lists their names.
 
     Attributes:
-        source: in words.
+        source: description of the source.
         loaded, newly_initialised, missing, unexpected: numbers of variables.
-        feature_difference: of the branch and its source on the same images, relative to the largest feature.
+        feature_difference: largest difference from the source on the same images, relative to the largest feature.
     """
 
     source: str | None = None
@@ -255,15 +255,15 @@ class BranchWeights(Record):
 
 
 class WeightsOrigin(Record):
-    """Where published weights or a teacher come from that a model was trained from, with terms that hold for the model as well.
+    """The origin of published weights or of a teacher, with licence terms that also apply to the model trained from it.
 
     Attributes:
-        name: as `pretrain.weights` names them.
-        role: what they were for the model.
-        source: who made them, on what data, and where they were taken from.
-        terms: in sentences.
-        sha256: name of each file of the weights -> checksum.
-        research_only: whether the terms forbid other use.
+        name: name of the weights, as in `pretrain.weights`, or of the teacher.
+        role: how the training used them.
+        source: who made them, on what data, and where they were obtained.
+        terms: the licence terms, in sentences.
+        sha256: file of the weights -> checksum.
+        research_only: whether the terms allow research use only.
     """
 
     name: Text
@@ -278,12 +278,12 @@ class TeacherRecord(Record):
     """A trained model that a run was distilled from.
 
     Attributes:
-        name: as the experiment names it.
-        run: that trained it, where it says so.
+        name: the teacher's name in the experiment.
+        run: the run that trained it, if its artifact names one.
         sha256: file of the model -> checksum.
-        origins: where it comes from, itself the last, with the terms that hold for its student.
-        leak: what it has seen of the images that judge its student, in a sentence, or None.
-        note: what is not known of it, in a sentence, or None.
+        origins: its origins, ending with the teacher itself, with the licence terms that apply to its student.
+        leak: a sentence on which of its student's evaluation images it has seen, or None.
+        note: a sentence on what is unknown about it, or None.
     """
 
     name: str
@@ -294,36 +294,36 @@ class TeacherRecord(Record):
     note: str | None = None
 
     def format_digests(self) -> str:
-        """Return the file that answers, of several the ONNX file, with its sha256."""
+        """Return the name and the sha256 of the model's file that predicts: the ONNX file, if there is one."""
         file = min(self.sha256, key=lambda name: not name.endswith(".onnx"), default=None)
         return "no file" if file is None else f"{file}, sha256 {self.sha256[file]}"
 
 
 class RunRecord(FileRecord):
-    """run.json: how a run was started, where it stands, and what it was made with.
+    """The contents of run.json: how a run was started, its status, and the software and machine it ran with.
 
     Attributes:
         status: running, stopped, failed or finished.
         kind: run, ablation, sweep, cross_validation or search.
-        argv: the command.
+        argv: the command line.
         started, finished: UTC, ISO 8601.
-        error: what went wrong.
-        reason: what asked for the stop.
-        seed: of the experiment.
-        settings: the experiment in full as the run began with it, or went on with by --accept-changes.
-        git: of dlfer's source; None outside a checkout.
+        error: the error of a failed run.
+        reason: why the run was stopped.
+        seed: `experiment.seed`.
+        settings: the full experiment that the run started with, or was resumed with by --accept-changes.
+        git: commit of dlfer's source; None outside a git checkout.
         packages: name -> version.
-        host, pid: of the process that works on it, or did last.
-        smoke: made by --smoke.
-        use_cache: whether EF-FER1 is taken from the cache.
-        judge_test: whether the model is judged on the test split; not for the trials of a search.
+        host, pid: of the process that works on the run, or was the last to do so.
+        smoke: whether it is a smoke run (--smoke).
+        use_cache: whether a cached EF-FER1 may be used.
+        judge_test: whether the model is evaluated on the test split; False for the trials of a search.
         warnings: sentences that the report shows.
-        cost: what training took.
-        changes: what had changed when it went on by --accept-changes.
-        data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
-        study: of a member, "<experiment>/<run>" of its ablation, sweep, search or ensemble.
-        branches: of a hybrid, whose branches have weights of their own: by the branch.
-        teachers: of a student.
+        cost: the cost of training.
+        changes: changes accepted with --accept-changes.
+        data_like: for a member of a study, "<experiment>/<run>" of an earlier member with the same data.
+        study: for a member, "<experiment>/<run>" of its ablation, sweep, search or ensemble.
+        branches: branch -> its weights, for a hybrid whose branches have their own weights.
+        teachers: the teachers of a student.
     """
 
     FILE: ClassVar[str] = "run.json"
@@ -362,7 +362,7 @@ class RunRecord(FileRecord):
 
     @property
     def present_status(self) -> str:
-        """The status, or "interrupted" where it says running and its process on this host is gone."""
+        """The recorded status, or "interrupted" if it is "running" but its process on this host no longer exists."""
         import socket
 
         if self.status != "running" or self.host != socket.gethostname() or self.pid is None:
@@ -380,9 +380,9 @@ class DuplicateCounts(Record):
     """Numbers of images that have a duplicate in another split.
 
     Attributes:
-        exact: an exact copy; None: not known.
-        augmented: an augmented copy of the same image; None: not known.
-        any: an exact, augmented, near or mirrored duplicate.
+        exact: images with an exact copy; None if unknown.
+        augmented: images with an augmented copy; None if unknown.
+        any: images with an exact, augmented, near or mirrored duplicate.
     """
 
     exact: int | None = None
@@ -391,15 +391,15 @@ class DuplicateCounts(Record):
 
 
 class DuplicatesRecord(Record):
-    """How many of the images that judge a model have a duplicate in the data that made it.
+    """Counts of the evaluation images that have a duplicate in the data that trained or selected the model.
 
     Attributes:
-        split: "test", or "validation" where there is no test split.
-        n: number of images that judge.
-        in_train: duplicates in the split that trained the model.
-        in_selection: in the split that selected it; None: that is the judged split, or is not there.
-        in_pretrain: in the images that trained EF-FER1 (of a test split, in those that selected it, too); None: not known.
-        in_either: in any of them; None: not known.
+        split: the evaluation split: "test", or "validation" if there is no test split.
+        n: number of its images.
+        in_train: images with a duplicate in the split that trained the model.
+        in_selection: in the split that selected it; None if that is the evaluation split, or does not exist.
+        in_pretrain: in the images that trained EF-FER1 (for a test split, also that selected it); None if unknown.
+        in_either: in any of these; None if unknown.
     """
 
     split: str
@@ -414,7 +414,7 @@ class SplitRecord(Record):
     """One split of a run's data.
 
     Attributes:
-        name: as the source calls it, e.g. "PublicTest".
+        name: the source's name for it, e.g. "PublicTest".
         n: number of images.
         shape: (height, width, channels); None for streamed images.
         per_class: label -> number of images.
@@ -429,7 +429,7 @@ class SplitRecord(Record):
 
 
 class LeftOut(Record):
-    """Files or rows that a reader left out for one reason, and the first of their names."""
+    """The number of files or rows that a reader left out for one reason, with the first few names."""
 
     reason: str
     n: int
@@ -437,13 +437,13 @@ class LeftOut(Record):
 
 
 class ReadingRecord(Record):
-    """How many files or rows a source saw, and what of them was left out, by reason.
+    """Counts of the files or rows that a source read and left out, by reason.
 
     Attributes:
         what: "files", "rows" or "images".
-        seen: their number, those left out included.
-        used: how many became images of a split.
-        left_out: the most frequent reason first.
+        seen: number that were read, including those left out.
+        used: number that became images of a split.
+        left_out: by reason, the most frequent first.
     """
 
     what: str = "files"
@@ -452,7 +452,7 @@ class ReadingRecord(Record):
     left_out: list[LeftOut] = Field(default_factory=list)
 
     def describe(self) -> list[str]:
-        """Return a sentence with the numbers, and one for each reason."""
+        """Return a sentence with the counts, and one for each reason."""
         lost = self.seen - self.used
         lines = [f"{count_noun(self.seen, self.what.removesuffix('s'))} seen, {self.used:,} used, {lost:,} left out."]
         for reason in self.left_out:
@@ -462,7 +462,7 @@ class ReadingRecord(Record):
 
 
 class DataRecord(FileRecord):
-    """data.json: labels and splits of a run, with their counts and fingerprints, and what was left out of them."""
+    """The contents of data.json: a run's labels and splits, with counts and fingerprints, and what was left out."""
 
     FILE: ClassVar[str] = "data.json"
 
@@ -478,14 +478,14 @@ class DataRecord(FileRecord):
 
 MOST_LABELS, LARGEST_IMAGE = 10_000, 4096
 Side = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
-"""Of a square, in pixels."""
+"""Side of a square image, in pixels."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Difference = Annotated[float, Field(ge=0)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _check_faces(faces: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the section `finetune.data.faces` as it was given, where it is one."""
+    """Validate a section `finetune.data.faces`, or None, and return it unchanged."""
     try:
         if faces is not None:
             FacesConfig.model_validate(faces)
@@ -498,7 +498,7 @@ FacesSection = Annotated[dict[str, Any] | None, AfterValidator(_check_faces)]
 
 
 def _check_model(model: dict[str, Any]) -> dict[str, Any]:
-    """Return the section `model`, of which the names of backbones are told before a network is built."""
+    """Validate the backbone names in a section `model`, which are shown before a network is built, and return it."""
     backbone, branches = model.get("backbone"), model.get("branches") or []
     if not isinstance(backbone, str | None) or not isinstance(branches, list):
         raise ValueError("names of backbones in backbone and branches")
@@ -508,13 +508,13 @@ def _check_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 class Temperature(Record):
-    """The number that the logits are divided by so that probabilities are calibrated.
+    """The number that divides the logits to calibrate the probabilities.
 
     Attributes:
         value: above 0; 1 changes nothing.
-        fitted_on: the split.
-        n: number of its images.
-        note: what makes it uncertain, or None.
+        fitted_on: the split on which it was fitted.
+        n: number of images of that split.
+        note: why the value is uncertain, or None.
     """
 
     value: Annotated[float, Field(gt=0)]
@@ -524,7 +524,7 @@ class Temperature(Record):
 
 
 class InputRecord(Record):
-    """What a model takes: uint8 images of `channels` channels, seen as a square of `image_size` pixels."""
+    """The input of a model: uint8 images of `channels` channels, resized to a square of `image_size` pixels."""
 
     dtype: Text | None = None
     range: list[int] | None = None
@@ -536,13 +536,13 @@ class InputRecord(Record):
 
 
 class SpeedRecord(Record):
-    """How long a model took for a face, and where.
+    """The measured prediction time of a model, and the machine.
 
     Attributes:
-        milliseconds: of wall time for a face; the least of several rounds.
-        batch_size: faces at a time.
-        engine: that computed it.
-        machine: processor and number of cores, in words.
+        milliseconds: wall time per face; the minimum of several rounds.
+        batch_size: number of faces in a batch.
+        engine: "ONNX Runtime" or "Keras".
+        machine: description of the processor, its cores and its load.
     """
 
     milliseconds: Annotated[float, Field(gt=0)]
@@ -552,7 +552,7 @@ class SpeedRecord(Record):
 
 
 class ShippedRecord(Record):
-    """What shipping changed in a model, and how fast it was then."""
+    """The changes that shipping made to a model, and its speed when it was shipped."""
 
     weights: Text | None = None
     largest_difference: Difference | None = None
@@ -561,15 +561,15 @@ class ShippedRecord(Record):
 
 
 class About(Record):
-    """What an artifact says of its training, and of its shipping.
+    """The section `about` of artifact.json: how a model was trained and shipped.
 
     Attributes:
-        selected_on: in words, the split that selected an epoch, or that none was selected.
-        faces: how faces were found in the training images (the section `finetune.data.faces`), or None.
-        face_size: side in pixels that faces are cut out with; None: not known.
-        smoke: whether a smoke run trained it, so that its answers mean nothing.
-        research_only: whether data or weights forbid other use.
-        origins: of the published weights that it was trained from, itself or by way of other models, where they are known.
+        selected_on: description of the split that selected the epoch, or a text that none was selected.
+        faces: the section `finetune.data.faces` that prepared the training images, or None.
+        face_size: side in pixels of the face crops; None if unknown.
+        smoke: whether a smoke run trained it, so that its predictions are meaningless.
+        research_only: whether the terms of its data or weights allow research use only.
+        origins: origins of the published weights it was trained from, directly or through other models, where known.
     """
 
     experiment: Text | None = None
@@ -587,19 +587,19 @@ class About(Record):
 
 
 class FeatureLevel(Record):
-    """One level of features that the trees of a boosted model see."""
+    """One feature level of the backbone whose features are inputs of a boosted model's trees."""
 
     name: Text
     features: Annotated[int, Field(ge=1, le=2**31)]
 
 
 class QuantisedAccuracy(Record):
-    """What a model of eight bits loses, on the same images; fractions, but for `lost`, in percentage points.
+    """The accuracy that an int8 model loses, on the same images.
 
     Attributes:
         n: number of images.
-        original, quantised: accuracies.
-        lost, low, high: their difference with its paired 95 % interval.
+        original, quantised: accuracies, in 0..1.
+        lost, low, high: original - quantised with its paired 95 % interval, in percentage points.
     """
 
     n: Count
@@ -611,19 +611,19 @@ class QuantisedAccuracy(Record):
 
 
 class OnnxRecord(Record):
-    """The ONNX file of an artifact, by which it predicts without TensorFlow.
+    """The ONNX file of an artifact, for prediction without TensorFlow.
 
     Attributes:
         file: its name in the folder.
-        opset: of ONNX.
-        output: "probabilities"; or "features", which the trees of a boosted model take.
-        weights: how they are kept: "float32", that large kernels are in float16, or that all computes with eight bits.
-        images: by which it was compared with Keras, in words.
-        n: number of these.
-        largest_difference: of a probability to that of Keras.
-        labels_agree: of eight bits, the share of these images with the same most probable label as Keras has, in 0..1.
-        calibration: of eight bits, the images that gave the ranges of activations, in words.
-        accuracy: of eight bits, what is lost, where the labels of the images are known.
+        opset: ONNX opset.
+        output: "probabilities"; or "features", the input of a boosted model's trees.
+        weights: "float32", or a description of weights with large kernels in float16 or of int8 weights.
+        images: description of the images on which it was compared with Keras.
+        n: number of these images.
+        largest_difference: largest difference of a probability from Keras.
+        labels_agree: for int8, the share of these images with the same most probable label as with Keras, in 0..1.
+        calibration: for int8, description of the images that calibrated the activations.
+        accuracy: for int8, the loss of accuracy, if the images have labels.
     """
 
     file: Text
@@ -639,16 +639,16 @@ class OnnxRecord(Record):
 
 
 class ArtifactRecord(FileRecord):
-    """artifact.json: what a trained model is built from.
+    """The contents of artifact.json, from which a trained model is built.
 
     Attributes:
-        format: of the folder.
+        format: version of the folder's layout.
         model: the section `model` of the experiment.
-        sha256: file -> checksum; every file is compared with it before it is parsed.
-        boosting, levels: of the boosted family.
-        ensemble: of the ensemble family: how members are combined, their names, and what was fitted.
-        onnx: its ONNX file; None without one.
-        onnx_absent: why there is none, where that is known.
+        sha256: file -> checksum, which is verified before the file is parsed.
+        boosting, levels: for the boosted family.
+        ensemble: for the ensemble family: how members are combined, their names, and the fitted parameters.
+        onnx: its ONNX file, or None.
+        onnx_absent: why there is no ONNX file, if known.
     """
 
     FILE: ClassVar[str] = "artifact.json"
@@ -669,5 +669,5 @@ class ArtifactRecord(FileRecord):
 
     @property
     def backbone(self) -> str | None:
-        """The backbone, or the branches of a hybrid with commas."""
+        """The name of the backbone, or of a hybrid's branches, separated by commas."""
         return ", ".join(self.model.get("branches") or []) or self.model.get("backbone")

@@ -1,9 +1,9 @@
-"""The run directory: made once, never overwritten, every file whole or absent.
+"""The run directory, which is created once and never overwritten, and whose files are written atomically.
 
-<runs folder>/<experiment name>/<UTC stamp>-<digest>[-ablation]/
+<runs folder>/<experiment name>/<UTC stamp>-<digest>[-<kind of comparison>]/
     run.json      status, command, times, device, seed, digest, commit, package versions, error
-    config.yaml   the experiment in full
-    log.jsonl     what happened, one JSON object a line
+    config.yaml   the full experiment
+    log.jsonl     events, one JSON object per line
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def format_duration(seconds: float | None, *, is_estimate: bool = False) -> str:
-    """Write a time in its two largest units; an estimate, which is not so precise, in whole seconds, minutes or hours.
+    """Format a duration in its two largest units; an estimate has less precision: whole seconds, or whole minutes.
 
     Example:
         >>> [format_duration(seconds) for seconds in (4.25, 1085, 11220, None)]
@@ -108,7 +108,7 @@ RUN_FILE, DATA_FILE = RunRecord.FILE, DataRecord.FILE
 
 
 class Run:
-    """A run directory that exists; make one by `create_run`, find one by `open_run`."""
+    """An existing run directory, as returned by `create_run` and `open_run`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,10 +118,10 @@ class Run:
 
     @property
     def record(self) -> RunRecord:
-        """run.json as it is now.
+        """The current contents of run.json.
 
         Raises:
-            ModelError: it is not there or damaged.
+            ModelError: the file is absent or damaged.
         """
         return RunRecord.require(self.path)
 
@@ -137,7 +137,7 @@ class Run:
 
     @property
     def is_smoke(self) -> bool:
-        """Whether it was made by --smoke."""
+        """Whether it is a smoke run (--smoke)."""
         return self.record.smoke
 
     def config(self) -> ExperimentConfig:
@@ -155,39 +155,39 @@ class Run:
                 while left:
                     left = left[file.write(left) :]
             except OSError as error:
-                file.truncate(start)  # no half line, which nobody could read
+                file.truncate(start)  # leave no partial line, which cannot be parsed
                 raise explain_write_error(error, self.path / LOG_FILE) from error
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json; status="running" also records the process that continues it."""
+        """Set fields of run.json; status="running" also records this process and clears the error and the end."""
         if fields.get("status") == "running":
             fields = {**describe_process(), "error": None, "finished": None, **fields}
         RunRecord.build({**self.record.as_json(), **fields}).write(self.path)
 
     def warn(self, text: str) -> None:
-        """Record a sentence that the report is to show; once, however often the run is resumed."""
+        """Record a warning for the report; a warning that is repeated when the run is resumed is recorded once."""
         warnings = self.record.warnings
         if text not in warnings:
             self.update(warnings=[*warnings, text])
 
     def finish(self, *, at: str | None = None) -> None:
-        """Record that everything was done; `at` is the time that its page already has, None: now."""
+        """Record that the run has finished, at the time `at` that its report already shows, or now."""
         self._end("finished", at, error=None)
 
     def fail(self, error: BaseException, *, at: str | None = None) -> None:
-        """Record what went wrong; where not even that can be written, the run counts as interrupted."""
+        """Record an error; if even that cannot be written, the run counts as interrupted."""
         with contextlib.suppress(OSError):
             self._end("failed", at, error=f"{type(error).__name__}: {error}")
 
     def stop(self, reason: str, *, at: str | None = None) -> None:
-        """Record that it stands at a checkpoint, and what asked for the stop."""
+        """Record that the run was stopped at a checkpoint, and why."""
         self._end("stopped", at, error=None, reason=reason)
 
     def read_json(self, name: str) -> Any:
-        """Return the contents of a JSON file of the run.
+        """Return the parsed contents of a JSON file of the run.
 
         Raises:
-            ModelError: it is not there or damaged.
+            ModelError: the file is absent or damaged.
         """
         path = self.path / name
         try:
@@ -199,10 +199,10 @@ class Run:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep every other process from working on this run while inside.
+        """Hold the lock of this run inside the block, so that no other process works on it.
 
         Raises:
-            ModelError: another process works on it.
+            ModelError: another process holds the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -221,7 +221,7 @@ class Run:
             lock.release()
 
     def is_held(self) -> bool:
-        """Tell whether a process works on this run now."""
+        """Return whether a process holds the lock of this run now."""
         try:
             with self.hold():
                 return False
@@ -234,12 +234,12 @@ class Run:
 
 
 def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind: str = "run") -> Run:
-    """Make a new run directory for an experiment and describe it in config.yaml and run.json.
+    """Create a run directory for an experiment, and write its config.yaml and run.json.
 
     Args:
         folder: the folder of runs.
-        argv: the command that asked for it.
-        kind: "run", or the kind of comparison, which then ends the directory's name.
+        argv: the command line.
+        kind: "run", or the kind of comparison, which is appended to the directory's name.
     """
     from dlfer.config.load import compute_digest, dump_experiment
 

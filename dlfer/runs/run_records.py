@@ -1,8 +1,7 @@
-"""What a run records of its training, and what became of its model.
+"""Records of a run's training (log, history, transferred weights, trees, network) and of the evaluations of its model.
 
-The log, the history of a stage, transferred weights, trees and the blocks of the network; metrics.json, which is written
-once, at the end of a run, and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into
-log.jsonl; `read_metrics` puts the three together.
+metrics.json is written once, at the end of a run. `dlfer evaluate` adds later metrics to extra_metrics.json, and each
+opening of a split for evaluation is logged in log.jsonl; `read_metrics` merges the three.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Event(Record):
     Attributes:
         event: what happened, e.g. "finetune_end" or "test_opened".
         time: UTC, ISO 8601.
-        text: of "plan", a line of the plan.
-        epochs, kept_epoch: of the end of a stage; epochs are counted from 1.
-        split: of "test_opened", the name of the split in the source.
-        fingerprint: of "test_opened", that of a split that is not of the run's own data.
+        text: for "plan", a line of the plan.
+        epochs, kept_epoch: for the end of a stage; epochs are counted from 1.
+        split: for "test_opened", the name of the split in the source.
+        fingerprint: for "test_opened", that of a split that is not from the run's own data.
     """
 
     event: str
@@ -45,9 +44,9 @@ class Event(Record):
 
 
 def read_events(folder: Path | str) -> list[Event]:
-    """Return the events of a run's log; empty where there is none.
+    """Return the events of a run's log; [] if there is no log.
 
-    A process that was killed while it wrote may have left half a line, which is passed over.
+    Lines that cannot be parsed, such as a partial one left by a killed process, are skipped.
     """
     path = Path(folder) / LOG_FILE
     try:
@@ -66,7 +65,7 @@ def read_events(folder: Path | str) -> list[Event]:
 
 
 class Epoch(Record):
-    """One row of history.csv; None where a cell is empty or not finite.
+    """One row of history.csv; a value is None if its cell is empty or not finite.
 
     Attributes:
         epoch: counted from 1.
@@ -88,10 +87,10 @@ class Epoch(Record):
 
 
 def read_history(path: Path | str) -> list[Epoch]:
-    """Return the epochs of a stage from its history.csv; empty where there is no such file.
+    """Return the epochs of a stage from its history.csv; [] if there is no such file.
 
     Raises:
-        ModelError: a cell is no number.
+        ModelError: a cell is not a number.
     """
     rows = read_rows(Path(path))
     try:
@@ -110,18 +109,19 @@ def _read_cell(name: str, text: str | None) -> str | int | float | None:
 
 
 class TransferLists(Record):
-    """What became of each variable when weights were loaded into a network or one of its branches.
+    """The outcome for each variable of loading weights into a network or one of its branches.
 
     Attributes:
-        loaded: paths of the variables that hold the values of the source.
-        newly_initialised: paths of the newly initialised variables: the head, and what fuses branches.
-        missing: paths that the network has and the file lacks; always empty where nothing was raised.
+        loaded: paths of the variables with the values of the source.
+        newly_initialised: paths of the newly initialised variables: the head, and the layers that fuse branches.
+        missing: paths that the network has and the file lacks; always empty, since loading would have raised an error.
         unexpected: paths that the file has and the network lacks; likewise.
         feature_difference: the largest difference between the features of both stages on the same images, relative to
-            the largest feature; None where the source recorded none.
-        source: where the weights came from, in words.
-        origins: of the published weights among them, where they are known.
-        left_out: paths that the source has behind the feature level at which the backbone ends (`model.feature_level`).
+            the largest feature; None if the source recorded no features.
+        source: description of the source of the weights.
+        origins: origins of the published weights among them, where known.
+        left_out: paths of the source's variables beyond the feature level at which the backbone ends
+            (`model.feature_level`).
     """
 
     loaded: list[str] = Field(default_factory=list)
@@ -135,10 +135,10 @@ class TransferLists(Record):
 
 
 class TransferRecord(TransferLists, FileRecord):
-    """transfer.json: what became of each variable when EF-FER1's backbone was loaded into EF-FER2.
+    """The contents of transfer.json: the outcome for each variable of loading EF-FER1's backbone into EF-FER2.
 
     Attributes:
-        branches: of a hybrid whose branches have weights of their own, the same for each branch.
+        branches: branch -> the same lists, for a hybrid whose branches have their own weights.
     """
 
     FILE: ClassVar[str] = "transfer.json"
@@ -147,7 +147,7 @@ class TransferRecord(TransferLists, FileRecord):
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
+        """Return the contents of a file from before dlfer 0.2 with current key names."""
         names = {"carried": "loaded", "fresh": "newly_initialised"}
         return {names.get(key, key): value for key, value in values.items()}
 
@@ -157,7 +157,7 @@ class TransferRecord(TransferLists, FileRecord):
         return lines + [f"{name}: {lists.source}: {_describe_lists(lists)}" for name, lists in self.branches.items()]
 
     def summarize_branches(self) -> dict[str, BranchWeights]:
-        """Return what run.json says of the weights of each branch."""
+        """Return the summary of each branch's weights for run.json."""
         return {
             name: BranchWeights(
                 source=lists.source,
@@ -185,12 +185,12 @@ def _describe_lists(lists: TransferLists) -> str:
 
 
 class BoostedLevel(Record):
-    """What the trees made of one feature level of the backbone.
+    """The use of one feature level of the backbone by the trees of a boosted model.
 
     Attributes:
-        features: their number.
-        used: number of features that some split uses.
-        splits: number of splits on them.
+        features: number of features.
+        used: number of features that at least one split uses.
+        splits: number of splits on these features.
         gain: their share of the total gain of all splits, in 0..1.
     """
 
@@ -202,7 +202,7 @@ class BoostedLevel(Record):
 
 
 class Normalization(Record):
-    """What "weight-normalised" meant in a run: the section `boosting.normalize` of its experiment."""
+    """The section `boosting.normalize` of a run's experiment, which defines "weight-normalised"."""
 
     rows: bool
     features: str
@@ -210,16 +210,16 @@ class Normalization(Record):
 
 
 class BoostingRecord(FileRecord):
-    """boosting.json: the trees of a boosted model.
+    """The contents of boosting.json: the trees of a boosted model.
 
     Attributes:
-        rounds: number that was kept; a round is one tree a class.
-        rounds_an_epoch: rounds in an epoch.
+        rounds: number of rounds that were kept; a round is one tree per class.
+        rounds_an_epoch: number of rounds in an epoch.
         trees: number of trees that were kept.
-        levels: from the image on.
-        row_weights: label -> weight of each of its training images; None where they are unweighted.
-        features_seconds, trees_seconds: of wall time.
-        features_were_cached: whether the features were taken from the cache.
+        levels: feature levels, in the order from the input to the output.
+        row_weights: label -> weight of each of its training images; None if they are unweighted.
+        features_seconds, trees_seconds: wall time.
+        features_were_cached: whether the features were read from the cache.
     """
 
     FILE: ClassVar[str] = "boosting.json"
@@ -241,7 +241,7 @@ class BoostingRecord(FileRecord):
 
 
 class ExtraMetrics(FileRecord):
-    """extra_metrics.json: what was evaluated on a run's own images after it had ended."""
+    """The contents of extra_metrics.json: evaluations on a run's own images after the run had ended."""
 
     FILE: ClassVar[str] = "extra_metrics.json"
 
@@ -251,9 +251,9 @@ class ExtraMetrics(FileRecord):
 
 
 def read_metrics(folder: Path | str) -> Metrics | None:
-    """Return the metrics of a run or a shipped model, with those added later; None where there are none.
+    """Return the metrics of a run or a shipped model, with those added later; None if there are none.
 
-    `test_opened` is the number of openings up to now where the folder has a log, else up to when the file was written.
+    `test_opened` is the current number of openings if the folder has a log, else the number when the file was written.
 
     Raises:
         ModelError: a file is damaged.
@@ -280,12 +280,12 @@ def require_metrics(folder: Path | str) -> Metrics:
 
 
 def add_metrics(run: Run, found: ExtraMetrics) -> None:
-    """Add metrics to a run; what was added before stays, but for the same view, groups or corruptions."""
+    """Add metrics to a run; they replace earlier ones of the same view and split, groups or corruptions."""
     ExtraMetrics(**_unite(ExtraMetrics.read(run.path) or ExtraMetrics(), found)).write(run.path)
 
 
 def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
-    """Return views, groups and corruptions of both; where both have the same, those of `new`."""
+    """Return the merged views, groups and corruptions; those of `new` take precedence."""
     views = {**old.views}
     for view, splits in new.views.items():
         views[view] = {**views.get(view, {}), **splits}
@@ -295,13 +295,13 @@ def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
 def log_opening(
     run: Run, split: str, num_images: int, *, fingerprint: str | None = None, milestone: int | None = None
 ) -> int:
-    """Record that a split was opened to judge the run's model, and return what `count_openings` does by now.
+    """Log that a split was opened to evaluate the run's model, and return the resulting `count_openings`.
 
     Args:
         split: its name in the source, e.g. "PrivateTest".
-        num_images: in the split.
-        fingerprint: of a split that is not of the run's own data.
-        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
+        num_images: number of images in the split.
+        fingerprint: fingerprint of a split that is not from the run's own data.
+        milestone: the epoch whose weights are evaluated, if they are not those of the run's final model.
     """
     if milestone is None:
         sha256 = ArtifactRecord.require(run.path / "model").sha256
@@ -317,7 +317,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextlib.contextmanager
 def pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
-    """Let a run that cannot be written be used all the same, and say what follows from that."""
+    """Suppress the error of writing to a read-only run inside the block, and pass the consequence to `say`."""
     try:
         yield
     except OSError as error:
@@ -328,9 +328,9 @@ def pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None
 
 
 def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:
-    """Return how often a run's model was judged on its test split, or on the split of other data with this fingerprint.
+    """Return how often a run's model was evaluated on its test split, or on the split of other data by its fingerprint.
 
-    Other data that are the same images count as the test split. Of a run without data.json all openings count.
+    Other data with the same images count as the test split. For a run without data.json, all openings count.
     """
     events = [event for event in read_events(folder) if event.event == "test_opened"]
     splits = (DataRecord.read(folder) or DataRecord()).splits
@@ -339,10 +339,10 @@ def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:
         return sum(event.fingerprint == fingerprint for event in events)
     if not splits:
         return len(events)
-    if test is None:  # left closed: of a search's trial, say
+    if test is None:  # the run did not open it, e.g. as a search's trial
         seen = {split.name for split in splits.values()}
         return sum(event.fingerprint is None and event.split not in seen for event in events)
-    # Earlier versions logged no fingerprint of other data: what has the name of the test split is counted as it.
+    # Earlier versions logged no fingerprint of other data: any split with the test split's name counts as that split.
     return sum(
         event.split in (None, test.name) if event.fingerprint is None else event.fingerprint == test.fingerprint
         for event in events
@@ -350,17 +350,17 @@ def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:
 
 
 class Block(Record):
-    """A part of a network: the layers of one feature level, what fuses branches, or the head.
+    """A part of a network: the layers of one feature level, the layers that fuse branches, or the head.
 
     Attributes:
-        name: "feature level 3", "fusion" or "head".
-        branch: of a hybrid; "" elsewhere.
-        layer: its last one.
-        shape: of what that layer gives for one image, e.g. [12, 12, 48].
+        name: e.g. "feature level 3", "fusion" or "head".
+        branch: the branch of a hybrid; "" for other families.
+        layer: name of its last layer.
+        shape: output shape of that layer for one image, e.g. [12, 12, 48].
         layers: number of layers.
         parameters: number of values in its weights.
-        statistics: number of those that are the moving statistics of BatchNorm.
-        trained: number of those that the gradients of fine-tuning change; all but the statistics, where nothing is frozen.
+        statistics: number of these that are moving statistics of BatchNorm.
+        trained: number of these that fine-tuning trains; all but the statistics if nothing is frozen.
     """
 
     name: str
@@ -374,12 +374,12 @@ class Block(Record):
 
 
 class NetworkRecord(FileRecord):
-    """network.json: what a run's network is made of, from the image on.
+    """The contents of network.json: the parts of a run's network, from the input to the output.
 
     Attributes:
-        image_size: side in pixels of the square that it sees.
-        channels: of the images that come in, 1 or 3.
-        blocks: from the image on; those of a hybrid branch after branch.
+        image_size: side in pixels of the square image that it receives.
+        channels: number of channels of the input images, 1 or 3.
+        blocks: from the input to the output; for a hybrid, branch after branch.
     """
 
     FILE: ClassVar[str] = "network.json"
@@ -395,5 +395,5 @@ class NetworkRecord(FileRecord):
 
     @property
     def trained(self) -> int:
-        """The number of values that gradients change."""
+        """The number of values that training changes by gradients."""
         return sum(block.trained for block in self.blocks)

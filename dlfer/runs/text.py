@@ -1,7 +1,7 @@
-"""Text from outside: names (files, labels) as a medium can take them, and csv files as programs write them.
+"""Escaping of untrusted text such as names of files and labels, and reading of csv files written by other programs.
 
-Media are UTF-8, a terminal, csv, Markdown and the HTML of a notebook. A csv is in UTF-8 or UTF-16, plain, gzip or zip, with
-commas, semicolons or tabs.
+Text is escaped for UTF-8, terminals, csv, Markdown and HTML. A csv may be in UTF-8, UTF-16 or UTF-32, plain, gzip or
+zip, with commas, semicolons, tabs or bars.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from dlfer.errors import DataError
 from dlfer.errors import shorten as shorten_message
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula, also in full width."""
+"""Characters that a spreadsheet takes for the start of a formula, including full-width forms."""
 
 _CELL_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]"
 )
-"""Control characters, ends of lines, halves of characters; what sets the direction of writing, by which a name can look
-like another; spaces without a width, and the mark of byte order."""
+"""Control characters, line separators and lone surrogates; marks of writing direction, which can disguise a name;
+zero-width spaces, and the byte order mark."""
 
 _OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Halves of characters that do not stand for a byte of a file's name."""
+"""Lone surrogates other than those of surrogateescape, which represent undecodable bytes of a file name."""
 
 
 def to_utf8(text: str) -> str:
-    r"""Return text that UTF-8 can hold: each byte of a file's name that is not UTF-8 becomes \xNN.
+    r"""Return text that can be encoded in UTF-8: each byte of a file name that is not UTF-8 becomes \xNN.
 
     Example:
         >>> print(to_utf8(os.fsdecode(b"caf\xe9.png")))
@@ -48,27 +48,27 @@ def to_utf8(text: str) -> str:
     """
     if text.isascii():
         return text
-    are_bytes = _OTHER_SURROGATE.search(text) is None  # all lone surrogates stand for bytes, as in names of files
+    are_bytes = _OTHER_SURROGATE.search(text) is None  # only surrogateescape, as in file names
     return text.encode("utf-8", "surrogateescape" if are_bytes else "backslashreplace").decode(
         "utf-8", "backslashreplace"
     )
 
 
 def escape_text(text: str, *, keep: str = "") -> str:
-    r"""Return text that shows what it holds and does nothing: control characters, also those that turn the direction of
-    writing or are invisible, become \n, \x1b or \u202e; what is not UTF-8 becomes \xNN.
+    r"""Return text that is safe to display: control characters, marks of writing direction and invisible characters
+    become escapes such as \n, \x1b or \u202e, and bytes that are not UTF-8 become \xNN.
 
     Args:
-        text: of any origin.
-        keep: characters that stay, e.g. "\n" of a message of several lines.
+        text: untrusted text.
+        keep: characters that are not escaped, e.g. "\n" in a message of several lines.
     """
     return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), to_utf8(text))
 
 
 def to_cell(value: Any) -> Any:
-    """Return a value for a csv that people open in spreadsheets; numbers and None stay as they are.
+    """Return a value that is safe in a csv file opened in a spreadsheet; only text is changed.
 
-    Text is escaped as by `escape_text`; where it begins like a formula (= + - @, a tab) a ' is put before it.
+    Text is escaped by `escape_text` and, if it begins like a formula (= + - @, a tab), prefixed with a '.
     """
     if not isinstance(value, str):
         return value
@@ -79,12 +79,12 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#+!|~&$])")
 
 
 def to_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line: no links, no HTML, no columns of a table."""
+    """Escape text so that Markdown shows it literally, on one line: no links, no HTML, no table columns."""
     return _MARKDOWN.sub(r"\\\1", escape_text(text)).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
 def to_plain_markdown(text: str) -> str:
-    """Return a sentence with names in it for Markdown, on one line: emphasis and code stay, links, HTML and columns do not."""
+    """Escape a sentence for one line of Markdown: emphasis and code keep working; links, HTML and columns do not."""
     return escape_text(text).replace("&", "&amp;").replace("<", "&lt;").replace("[", r"\[").replace("|", r"\|")
 
 
@@ -114,11 +114,11 @@ def _escape(character: str) -> str:
 
 _CELL = "padding:0.2em 0.7em;border-bottom:1px solid rgba(128,128,128,0.35);"
 MOST_ROWS = 20
-"""A table of more rows shows the first ones and says how many there are."""
+"""Maximum number of rows that an HTML table shows; a longer one shows the first rows and the total."""
 
 
 class Interval(Protocol):
-    """What has a value and maybe its 95 % interval: the records of `dlfer.runs.metrics_record`."""
+    """An object with a value and optionally its 95 % interval, as in the records of `dlfer.runs.metrics_record`."""
 
     value: float | None
     low: float | None
@@ -126,7 +126,7 @@ class Interval(Protocol):
 
 
 def format_interval(estimate: Interval | None) -> str:
-    """Return a fraction as percent with its 95 % interval, e.g. "64.3 % (61.2 to 67.1)"; "–" where there is no value."""
+    """Return a fraction as percent with its 95 % interval, e.g. "64.3 % (61.2 to 67.1)"; "–" if there is no value."""
     if estimate is None or estimate.value is None:
         return "–"
     text = f"{100 * estimate.value:.1f} %"
@@ -136,7 +136,7 @@ def format_interval(estimate: Interval | None) -> str:
 
 
 def shorten(estimate: Interval | None) -> tuple[float | None, ...]:
-    """Return (value, low, high) with four digits, or the value alone without an interval, for the `repr` of a record."""
+    """Return (value, low, high) with four decimals, or (value,) without an interval, for the `repr` of a record."""
     if estimate is None or estimate.value is None:
         return (None,)
     ends = () if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
@@ -146,12 +146,12 @@ def shorten(estimate: Interval | None) -> tuple[float | None, ...]:
 def format_html(
     title: str, rows: Sequence[Sequence[Any]], *, header: Sequence[str] = (), notes: Iterable[str | None] = ()
 ) -> str:
-    """Return a table in HTML with a title above and notes below, all of it escaped.
+    """Return an HTML table with a title above and notes below, with all text escaped.
 
     Args:
         title: one line.
-        rows: of cells; numbers stand at the right, None is shown as "–".
-        header: names of the columns; empty: none.
+        rows: the cells of each row; integers are right-aligned, None is shown as "–".
+        header: names of the columns; empty for no header.
         notes: paragraphs; None and "" are left out.
 
     Example:
@@ -187,7 +187,7 @@ def _is_count(value: Any) -> bool:
 
 
 class ShownModel:
-    """Gives a model a short `repr` and a table for notebooks, of what every model has, whatever computes it."""
+    """A mixin that gives a model a short `repr` and an HTML table for notebooks, whatever its inference engine."""
 
     def __repr__(self) -> str:
         words = [f"{key}={value!r}" for key, value in self._describe() if key in ("name", "labels", "image_size")]
@@ -234,10 +234,10 @@ _OTHER_KINDS = {
 
 @contextlib.contextmanager
 def open_text(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
-    """Open the text of a csv, unpacked where it is gzip or a zip with one csv in it; `errors` is as of `open`.
+    """Open a csv file as text, decompressed if it is gzip or a zip with one csv in it; `errors` is as in `open`.
 
     Raises:
-        DataError: the file is of another kind, which is named, or its archive is damaged.
+        DataError: the file is of another kind, which the message names, or its archive is damaged.
     """
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(path.open("rb"))
@@ -261,16 +261,16 @@ def open_text(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
 
 
 def find_delimiter(header: str) -> str:
-    """Return what separates the columns of a header: the most frequent of comma, semicolon, tab and bar."""
+    """Return the delimiter of a csv header: the most frequent of comma, semicolon, tab and bar."""
     return max(DELIMITERS, key=header.count)
 
 
 MAX_LINE = 1_000_000
-"""Characters; a picture of FER2013 takes 9,000. A longer line is no row, and could fill the memory when it is unpacked."""
+"""Maximum characters of a line; a row of FER2013 has 9,000. A longer line is no row, and could fill the memory."""
 
 
 def read_lines(stream: TextIO) -> Iterator[str]:
-    """Yield the lines of a text; raise DataError for one that is longer than any row."""
+    """Yield the lines of a text stream; raise DataError for a line longer than `MAX_LINE`."""
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
@@ -283,7 +283,7 @@ def read_lines(stream: TextIO) -> Iterator[str]:
 
 
 def read_records(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the last line and the fields of each record; the header tells what separates them."""
+    """Yield the number of the last line and the fields of each csv record; the header determines the delimiter."""
     lines = read_lines(stream)
     first, header = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
     reader = csv.reader(itertools.chain([header], lines), delimiter=find_delimiter(header))
@@ -303,7 +303,7 @@ def _unpack(stream: BinaryIO, path: Path) -> BinaryIO:
     if any(name.startswith("xl/") for name in names):
         raise DataError(f"{path.name}: an Excel workbook; export its sheet as csv (UTF-8).")
     tables = [name for name in names if name.casefold().endswith((".csv", ".tsv"))]
-    tables = tables or [name for name in names if name.casefold().endswith(".txt")]  # beside a csv, texts describe it
+    tables = tables or [name for name in names if name.casefold().endswith(".txt")]  # a .txt beside a csv describes it
     if len(tables) != 1:
         raise DataError(
             f"{path.name}: a zip archive with {len(names)} files, {len(tables)} of them csv "
@@ -333,7 +333,7 @@ def _find_encoding(start: bytes) -> str:
 
 
 def round_up(value: float) -> str:
-    """Return a bound of 0 or more with two digits, never below the value: 0.000712 -> "0.00072"."""
+    """Format an upper bound, 0 or more, with two significant digits, rounded up: 0.000712 -> "0.00072"."""
     if not (math.isfinite(value) and value > 0):
         return f"{value:.2g}"
     exact = decimal.Decimal(repr(float(value)))

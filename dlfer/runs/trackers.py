@@ -1,7 +1,7 @@
-"""Experiment trackers, MLflow and Weights & Biases, as listeners of runs: `experiment.track` names those that are told.
+"""Experiment trackers (MLflow, Weights & Biases) as listeners of runs, which `experiment.track` selects.
 
-Each of them is configured by its own environment variables (MLFLOW_TRACKING_URI, WANDB_PROJECT, ...). A run stores the ids
-that the trackers gave it in trackers.json, so that a resumed run continues the same ids. Members of a study are grouped.
+Each tracker is configured by its own environment variables (MLFLOW_TRACKING_URI, WANDB_PROJECT, ...). A run stores its
+trackers' ids in trackers.json, so that it continues with them when it is resumed. Members of a study are grouped.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ IDS_FILE = "trackers.json"
 SPLITS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
 _REPORTS = ("report.html", "metrics.json", "model/MODEL_CARD.md")
 _NO_PARAMETERS = {"expected", "search", "sweep", "ablation"}
-"""Sections that say nothing about one training."""
+"""Sections of the experiment that do not describe a single training."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run at its start.
+    """The description of a run that a tracker receives at its start.
 
     Attributes:
-        folder: of the run.
+        folder: the run directory.
         name: "<experiment>/<run>".
-        experiment: its name.
+        experiment: name of the experiment.
         study: the folder of the ablation, sweep, search, cross-validation or ensemble that it is a member of, or None.
-        parameters: dotted key of the experiment -> value; lists and sections that are null as JSON.
-        tags: what identifies the training: digest, commit, seed, protocol and so on.
+        parameters: dotted key of the experiment -> value; values other than text as JSON.
+        tags: values that identify the training: digest, commit, seed, protocol and so on.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class TrackedRun:
 
 
 def describe_run(folder: Path, config: ExperimentConfig) -> TrackedRun:
-    """Return what trackers are told of a run."""
+    """Return the description of a run for trackers."""
     folder = Path(folder).resolve()
     record = RunRecord.require(folder)
     name = f"{folder.parent.name}/{folder.name}"
@@ -89,7 +89,7 @@ def describe_run(folder: Path, config: ExperimentConfig) -> TrackedRun:
 
 
 def list_metrics(metrics: Metrics | None) -> dict[str, float]:
-    """Return the metrics of every split: "test/accuracy", the ends of its interval "_low" and "_high", and "test/n"."""
+    """Return the metrics of every split, e.g. "test/accuracy", its interval ("..._low", "..._high"), and "test/n"."""
     found: dict[str, float] = {}
     for split in SPLITS:
         scores = None if metrics is None else metrics.get(split)
@@ -112,12 +112,12 @@ def _list_ends(key: str, estimate: Any) -> dict[str, float]:
 
 
 def list_artifacts(folder: Path) -> list[Path]:
-    """Return the files of a finished run that trackers store: its report, its metrics and its card."""
+    """Return the files of a finished run that trackers store: its report, its metrics and its model card."""
     return [path for name in _REPORTS if (path := folder / name).is_file()]
 
 
 def read_id(folder: Path, tracker: str) -> str | None:
-    """Return the id that a tracker gave to the run in a folder; None where it has none, or trackers.json is damaged."""
+    """Return a tracker's id of the run in a folder; None if there is none or trackers.json is damaged."""
     with suppress(OSError, ValueError):
         found = read_json(folder / IDS_FILE)
         value = found.get(tracker) if isinstance(found, dict) else None
@@ -126,7 +126,7 @@ def read_id(folder: Path, tracker: str) -> str | None:
 
 
 def write_id(folder: Path, tracker: str, value: str) -> None:
-    """Add the id that a tracker gave to the run in a folder to its trackers.json."""
+    """Add a tracker's id of the run in a folder to its trackers.json."""
     found: Any = {}
     with suppress(OSError, ValueError):
         found = read_json(folder / IDS_FILE)
@@ -135,10 +135,10 @@ def write_id(folder: Path, tracker: str, value: str) -> None:
 
 
 class Tracker(Listener, ABC):
-    """One run in one tracker; subclasses send it.
+    """A base class that sends one run to one tracker.
 
-    A tracker that could not open the run is not called again for it, and after an error it is sent no further epochs, since
-    each call could wait for a time limit. The end of the run is sent all the same.
+    If the run could not be opened, nothing is sent. After an error in an epoch, no further epochs are sent, since each
+    call could wait for a timeout; the end of the run is still sent.
     """
 
     name: ClassVar[str]
@@ -172,7 +172,7 @@ class Tracker(Listener, ABC):
 
     @abstractmethod
     def open(self, run: TrackedRun, known: str | None) -> str:
-        """Create the run, or continue the one whose id is `known` where the tracker still has it; return its id."""
+        """Create the run, or continue the one whose id is `known` if the tracker still has it; return its id."""
 
     @abstractmethod
     def log_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
@@ -180,24 +180,24 @@ class Tracker(Listener, ABC):
 
     @abstractmethod
     def close(self, values: dict[str, float], banner: str | None, files: Sequence[Path], model: Path | None) -> None:
-        """Send the final metrics and the files, the folder of the model among them where it is not None; end the run."""
+        """Send the final metrics, the files and, unless it is None, the folder of the model; end the run."""
 
     @abstractmethod
     def abandon(self, *, is_stopped: bool) -> None:
-        """End a run that is not finished; one that is stopped can be resumed."""
+        """End a run that has not finished; `is_stopped` means that it can be resumed."""
 
 
 class MlflowTracker(Tracker):
-    """A run of MLflow. The store is that of MLFLOW_TRACKING_URI, the experiment MLFLOW_EXPERIMENT_NAME or dlfer's.
+    """A run in MLflow, in the store of MLFLOW_TRACKING_URI and the experiment MLFLOW_EXPERIMENT_NAME or that of dlfer.
 
-    MLflow's client is used with ids, never its active run: an ensemble is open while its members are.
+    MLflow's client is used with run ids, not its active run, since an ensemble's run is open while its members' are.
     """
 
     name = "mlflow"
     client: MlflowClient
 
     def open(self, run: TrackedRun, known: str | None) -> str:
-        # An absent server is given up after half a minute instead of MLflow's several minutes.
+        # Give up on an unreachable server after half a minute; MLflow's default is several minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
@@ -251,13 +251,13 @@ class MlflowTracker(Tracker):
             try:
                 return self.client.create_experiment(name)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another member that started just now
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another member has just created it
                     raise
                 found = self.client.get_experiment_by_name(name)
         return found.experiment_id
 
     def _find_parent(self, study: Path, experiment: str) -> str:
-        """Return the id of the run that stands for a study; the member that comes first creates it."""
+        """Return the id of the parent run that represents a study; its first member creates it."""
         from filelock import FileLock
 
         with FileLock(study / f".{IDS_FILE}.lock", timeout=60):
@@ -289,7 +289,7 @@ def _divide(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 class WandbTracker(Tracker):
-    """A run of Weights & Biases. The project is WANDB_PROJECT or "dlfer"; files are kept in the run folder, or in WANDB_DIR."""
+    """A run in Weights & Biases, in project WANDB_PROJECT or "dlfer"; local files in WANDB_DIR or the run folder."""
 
     name = "wandb"
 
@@ -312,8 +312,8 @@ class WandbTracker(Tracker):
             config={**run.parameters, **{f"dlfer/{key}": value for key, value in run.tags.items()}},
             tags=[f"{key}: {value}"[:64] for key, value in run.tags.items() if key in shown],
             allow_val_change=True,
-            reinit="create_new",  # an ensemble is open while its members are
-            # What was not uploaded in five minutes after the end stays in the run folder, for `wandb sync`.
+            reinit="create_new",  # an ensemble's run is open while its members' are
+            # Files not uploaded within five minutes of the end stay in the run folder, for `wandb sync`.
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -356,5 +356,5 @@ TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (MlflowTracker
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:
-    """Return a tracker of each name for one run."""
+    """Return a new tracker for each distinct name."""
     return [TRACKERS[name]() for name in dict.fromkeys(names)]
