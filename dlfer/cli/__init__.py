@@ -277,8 +277,9 @@ def describe_usage_error(error: TyperException, args: Sequence[str]) -> str:
         hints = list(_describe_extra([word for word in args if word in extra[1].split()], context))
     else:
         message = error.format_message()
-        if message.startswith("Missing argument") and "--json" in args[:-1]:
-            hints = [f"--json takes the word after it, {args[args.index('--json') + 1]}, as its file; put --json last"]
+        file = args[args.index("--json") + 1] if "--json" in args[:-1] else "-"
+        if message.startswith("Missing argument") and file != "-":
+            hints = [f"--json takes the word after it, {file}, as its file; put --json last"]
     usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
     return "\n  ".join([f"{command}: {message.rstrip('.')}.", *(hints or [f"Usage: {usage}; more: {command} --help"])])
 

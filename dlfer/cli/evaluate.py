@@ -105,7 +105,7 @@ def evaluate(
         raise UserError(
             "dlfer evaluate --against: it prints a comparison as well, so --json needs a file for the metrics: --json FILE."
         )
-    is_file = model.endswith(SUFFIXES)
+    is_file = model.casefold().endswith(SUFFIXES)
     described = {"--input": input_text, "--labels": labels, "--output": output, "--ignore": ignore}
     if not is_file:
         _refuse(

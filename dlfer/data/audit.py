@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
+from dlfer.data.files import fold_name
 from dlfer.data.labels import CANONICAL
 from dlfer.data.survey import FLAT_STD, MOST_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
 from dlfer.data.votes import merge_columns, read_votes, score_votes
@@ -224,7 +225,7 @@ def _find_all_outliers(
 
 def are_expressions(labels: tuple[str, ...]) -> bool:
     """Return whether at least two, and at least half, of the labels are expressions, so that the images show faces."""
-    return 2 * sum(label.casefold() in CANONICAL for label in labels) >= max(2, len(labels))
+    return 2 * sum(fold_name(label) in CANONICAL for label in labels) >= max(2, len(labels))
 
 
 def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -> Samples:

@@ -8,6 +8,7 @@ boxes to that pixel's upper left corner.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -591,13 +592,23 @@ def _prepare_chunk(images: np.ndarray, config: FacesConfig, aspect: str) -> tupl
     return prepared, np.array([bool(in_image) for in_image in faces])
 
 
+_OPENCV_BUILDS = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+
+
+def _get_release(detector: str) -> str | None:
+    """Return the version of the package of a detector, "absent" if it is not installed, and None without a detector."""
+    package = None if detector == "none" else DETECTORS[detector].package
+    if package is None:
+        return None
+    for build in _OPENCV_BUILDS if package in _OPENCV_BUILDS else (package,):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(build)
+    return "absent"
+
+
 def _compute_digest(images: np.ndarray, config: FacesConfig, aspect: str) -> str:
     """Return the sha256 (hex) of everything that determines the prepared images, including the detector's version."""
-    package = None if config.detect == "none" else DETECTORS[config.detect].package
-    try:
-        release = CENTERFACE_SHA256 if config.detect == "centerface" else package and version(package)
-    except PackageNotFoundError:
-        release = "absent"
+    release = CENTERFACE_SHA256 if config.detect == "centerface" else _get_release(config.detect)
     key = repr((_CACHE_VERSION, config.model_dump(mode="json"), release, images.shape))
     # Without `aspect` the key of cropped images equals that of caches from before the setting existed.
     digest = hashlib.sha256((key if aspect == "crop" else key + aspect).encode())

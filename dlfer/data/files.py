@@ -205,7 +205,7 @@ def find_reason(path: Path) -> str | None:
         return None
     if kind == "heif" or suffix in HEIF_SUFFIXES:
         return None if can_read_heif() else NO_HEIF
-    if kind == "video" or suffix in VIDEO_SUFFIXES:
+    if kind == "video" or (suffix in VIDEO_SUFFIXES and suffix != ".ts"):  # TypeScript has this suffix, too
         return "videos"
     named = {"empty": EMPTY, "raw": RAW, "linear": LINEAR}
     return named.get(kind, f"{NO_PICTURES} ({suffix or 'without a suffix'})")

@@ -17,6 +17,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
+from dlfer.data.files import fold_name
 from dlfer.data.folder import NOT_DRAWN, SPLITS, list_classes, load_folder
 from dlfer.data.images import MIN_SIDE, resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
@@ -380,9 +381,9 @@ def _name_tfds_labels(config: DataConfig) -> list[str]:
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
     """Return the aliases and drops of the seven expressions, with the class names of the synthetic faces."""
     aliases = {
-        CANONICAL[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in CANONICAL
+        CANONICAL[fold_name(name)]: label for name, label in labels.aliases.items() if fold_name(name) in CANONICAL
     }
-    dropped = [CANONICAL.get(name.casefold(), name) for name in labels.drop]
+    dropped = [CANONICAL.get(fold_name(name), name) for name in labels.drop]
     return LabelsConfig(aliases=aliases, drop=tuple(n for n in dropped if n in SPELLINGS or n in aliases.values()))
 
 
@@ -393,7 +394,7 @@ def _shows_faces(config: DataConfig) -> bool:
     if config.source == "tfds":
         return False
     named = {*config.labels.aliases.values(), *config.labels.aliases, *config.labels.drop}
-    if any(name.casefold() in CANONICAL for name in named):
+    if any(fold_name(name) in CANONICAL for name in named):
         return True
     return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
 

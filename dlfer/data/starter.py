@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,8 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     lost = set(unreadable)
     for name in unreadable:
         tally.leave_out(UNREADABLE, name, was_seen=True)
+    if not splits.get("train"):
+        raise DataError(_describe_no_train(folder, splits))
     counts = {split: dict.fromkeys((file.class_name for file in own), 0) for split, own in splits.items()}
     for split, own in splits.items():
         counts[split] |= Counter(file.class_name for file in own if file.id not in lost)
@@ -128,7 +130,7 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
     with open_data(path) as given:
         bundle = load_source_splits(given.config, image_size=_LARGEST)
     if bundle.train is None:
-        raise DataError(f"{path}: found {', '.join(bundle.splits)} and no train split, which training needs.")
+        raise DataError(_describe_no_train(path, bundle.splits))
     check_shapes(bundle, path)
     counts = {
         key: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
@@ -144,6 +146,10 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         source=given.config.source,
         remarks=(*(reading.describe() if reading else ()), *bundle.notes, *given.notes),
     )
+
+
+def _describe_no_train(path: Path, splits: Iterable[str]) -> str:
+    return f"{path}: found {', '.join(splits)} and no train split, which training needs."
 
 
 def check_kind(path: Path) -> Kind:

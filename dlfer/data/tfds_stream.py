@@ -328,23 +328,24 @@ def _hold_out(
 def _look_at_files(root: Path, ids: np.ndarray) -> list[tuple[int, int]]:
     """Return (height, width) of a sample of the files, spread evenly; files that cannot be decoded are skipped."""
     rows = np.unique(np.linspace(0, len(ids) - 1, NUM_LOOKED_AT).astype(int))
-    return _measure(open(root / name, "rb").read() for name in ids[rows])
+    return _measure(root / name for name in ids[rows])
 
 
 def _look_at_sizes(read: Read) -> list[tuple[int, int]]:
     """Return (height, width) of the first images that a reader of records yields."""
     examples = read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator()
-    return _measure(encoded for encoded, _, _ in examples)
+    return _measure(io.BytesIO(encoded) for encoded, _, _ in examples)
 
 
-def _measure(encoded: Iterable[bytes]) -> list[tuple[int, int]]:
+def _measure(sources: Iterable[Path | io.BytesIO]) -> list[tuple[int, int]]:
     from PIL import Image, UnidentifiedImageError
 
     sizes = []
-    for contents in encoded:
+    for source in sources:
         try:
             # Only the header is read.
-            width, height = Image.open(io.BytesIO(contents)).size
+            with Image.open(source) as image:
+                width, height = image.size
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             continue
         sizes.append((height, width))

@@ -286,7 +286,7 @@ def compute_ceiling(counts: np.ndarray) -> np.ndarray:
 
 def _match_header(path: Path, header: list[str]) -> tuple[list[str], list[int]]:
     """Return the names of all columns in lower case, and the positions of the columns of votes."""
-    names = [name.casefold() for name in header]
+    names = [fold_name(name) for name in header]
     columns = [place for place, name in enumerate(names) if name not in _BESIDE]
     if len(columns) < 2 or not set(_COLUMNS) & set(names):
         raise DataError(
@@ -357,8 +357,8 @@ def find_column(votes: Votes, label: str) -> int:
     Raises:
         DataError: there is no such column, or several.
     """
-    spellings = {label.casefold(), *SPELLINGS.get(label, ())}
-    found = [place for place, name in enumerate(votes.columns) if name.casefold() in spellings]
+    spellings = {fold_name(label), *SPELLINGS.get(label, ())}
+    found = [place for place, name in enumerate(votes.columns) if fold_name(name) in spellings]
     if len(found) != 1:
         number = f"{len(found)} columns" if found else "no column"
         raise DataError(

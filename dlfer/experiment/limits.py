@@ -65,13 +65,13 @@ def find_obstacles(
     found: dict[str, list[str]] = {}
     for name, variant in variants:
         problem = _find_disk_problem(variant, runs_folder)
-        for line in dict.fromkeys([*_examine(variant, smoke=smoke), *([problem] if problem else [])]):
+        problems = [*_examine(variant, smoke=smoke), *([problem] if problem else []), *_examine_packages(variant, kind)]
+        for line in dict.fromkeys(problems):
             found.setdefault(line, []).append(name)
     lines = [
         *_examine_members(config),
         *_examine_folds(config, kind),
         *_examine_folder(runs_folder),
-        *_examine_packages(config, kind),
     ]
     for line, names in found.items():
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
@@ -110,7 +110,8 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
         variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MOST_CELLS]]
     elif kind == "ablation":
         of_without = {"pretrain": None, **config.ablation.without}
-        variants = [("", config.ablation.with_keys), ("ablation.without", of_without)]
+        name_of_with = "ablation.with" if config.ablation.with_keys else ""
+        variants = [(name_of_with, config.ablation.with_keys), ("ablation.without", of_without)]
     for name, overrides in variants:
         try:
             variant = with_overrides(config, overrides) if overrides else config
@@ -122,7 +123,7 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
                 continue
             own = {"model.family": "transfer", "ensemble": None, **member.set}
             try:
-                yield f"ensemble.members {member.name}", with_overrides(variant, own)
+                yield f"{name}{', ' if name else ''}ensemble.members {member.name}", with_overrides(variant, own)
             except ConfigError:  # `_examine_members` reports it
                 continue
 

@@ -409,10 +409,21 @@ def export_classifier(
         described = _describe(classifier, name, size, origin)
         record = ExportRecord.build({**described, **remarks, "agreement": agreement})
         record = _write_beside(folder, record, exporter, origin.card)
-        if target.exists():
-            target.rename(Path(place) / "former")
-        folder.rename(target)
+        _replace_folder(folder, target, Path(place) / "former")
     return target, record
+
+
+def _replace_folder(folder: Path, target: Path, former: Path) -> None:
+    """Move a folder to a target that may exist, which `former` holds until then; if that fails, the target is unchanged."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    target.rename(former)
+    try:
+        folder.rename(target)
+    except BaseException:
+        former.rename(target)
+        raise
 
 
 def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, origin: Origin) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _crop_centre(images: tf.Tensor, crop: float) -> tf.Tensor:
     rows, columns = (
         max(1, round(crop * side))
         if isinstance(side, int)
-        else tf.cast(tf.round(crop * tf.cast(side, tf.float64)), tf.int32)
+        else tf.maximum(1, tf.cast(tf.round(crop * tf.cast(side, tf.float64)), tf.int32))
         for side in (height, width)
     )
     top, left = (height - rows) // 2, (width - columns) // 2

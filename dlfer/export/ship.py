@@ -153,7 +153,7 @@ def write_embedded_int8(classifier: Classifier, folder: Path, sample: Sample) ->
         weights=_INT8,
         images=sample.source,
         n=found.n,
-        largest_difference=found.largest_difference,
+        largest_difference=max(found.largest_difference, found.other_sizes.largest_difference),
         labels_agree=found.labels_agree.value,
         calibration=f"{quantised['num_images']:,} images ({quantised['images']})",
         accuracy=accuracy,
@@ -304,7 +304,9 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
                 shutil.move(copy / file, copy / "model" / file)
         size = sum(path.stat().st_size for path in (copy / "model").rglob("*") if path.is_file())
         if size > MAX_BYTES:
-            raise ModelError(f"{source}: is {size / 2**20:.1f} MB when shipped, expected at most {MAX_BYTES >> 20}.")
+            raise ModelError(
+                f"{source}: is {size / 2**20:.1f} MiB when shipped, expected at most {MAX_BYTES >> 20} MiB."
+            )
         (copy / "model").rename(target)
     if default:
         _unset_other_defaults(target)

@@ -18,7 +18,7 @@ import numpy as np
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.bundle import Split, StreamedSplit
 from dlfer.data.images import make_square
-from dlfer.errors import ModelError
+from dlfer.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import keras
@@ -123,6 +123,10 @@ def predict_split(
         (predict(images), targets, ids)
         for images, targets, ids in split.batches(batch_size, seed=0, epoch=0, training=False)
     ]
+    if not parts:
+        raise DataError(
+            f"{split.name}: this process got none of its images, expected at least one for each host. Use more images or fewer hosts."
+        )
     probabilities, targets, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     return probabilities, targets, ids
 

@@ -16,7 +16,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
 from dlfer.data.pictures import PictureModel
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
-from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.errors import EnvironmentProblem, ModelError, UserError, shorten
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
 from dlfer.runs.artifact import ExportRecord, read_artifact_record
 from dlfer.runs.find import find_model, is_hub_name, read_about
@@ -375,7 +375,10 @@ def _compare(
         return Trial(name, refused="damaged")
     if any_size and not engine.takes_any_size:
         return Trial(name, refused="takes images of one size only")
-    found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
+    try:
+        found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
+    except Exception as error:  # runtimes raise errors of many kinds, and the other engines remain
+        return Trial(name, refused=f"cannot compute ({shorten(error)})")
     difference = float(np.abs(found - expected).max())
     if not difference <= LARGEST_DIFFERENCE or (found.argmax(axis=1) != expected.argmax(axis=1)).any():
         return Trial(name, refused=f"differs by {difference:.1g}")

@@ -273,7 +273,9 @@ def open_openvino(path: Path) -> Answer:
     lock = threading.Lock()
 
     def find_program(shape: tuple[int, ...]) -> Any:
-        is_own = shape[0] in (1, FACES_AT_A_TIME) and (shape in programs or len(programs) < MOST_PROGRAMS)
+        is_own = shape[0] in (1, FACES_AT_A_TIME) and (
+            shape in programs or len(programs.keys() - {None}) < MOST_PROGRAMS
+        )
         key = shape if is_own else None
         if key not in programs:
             model = network.clone()

@@ -207,10 +207,11 @@ class _TextTable(ABC):
         self._append("".join(self._format(row) for row in make_rows(result)))
 
     def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
+        end = self._format_end(failed, reading)
         if self._staged is None:
+            self._append(end)
             sys.stdout.flush()
             return
-        end = self._format_end(failed, reading)
         while end:
             try:
                 self._append(end)

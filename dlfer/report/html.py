@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -71,10 +71,6 @@ from dlfer.runs.run_records import (
     read_metrics,
 )
 from dlfer.runs.text import count_noun
-
-if TYPE_CHECKING:
-    pass
-
 
 FIGURES = (
     "pretrain_history",

@@ -200,7 +200,9 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
         raise ModelError(
             f"{path}: not text in UTF-8 ({error}). The run is damaged; run the experiment again."
         ) from error

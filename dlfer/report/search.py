@@ -254,9 +254,8 @@ def draw_coordinates(trials: Sequence[MemberRow], keys: Sequence[str], name: str
     """
     score_axis = _Axis([float(trial.score) for trial in trials], flip=direction == "min")
     score_title = f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
-    # The best trial is drawn last; among equal scores, the earliest counts as the best.
-    scores = np.array([trial.score for trial in trials], dtype=float)
-    order = np.argsort(-scores if direction == "max" else scores, kind="stable")[::-1]
+    # The first trial of the leaderboard is drawn last.
+    order = [ranked.number - 1 for ranked in reversed(rank_trials(trials, direction))]
     rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _ABREAST))
     with figure_style():
         figure = new_figure(max(6.0, 1.6 * (len(rows[0]) + 1)), 4.2 * len(rows))
@@ -331,19 +330,29 @@ def draw_history(trials: Sequence[MemberRow], name: str, direction: str) -> Figu
     """Draw the scores of the trials in order, failed trials as crosses, and the best score so far as a line."""
     better = np.minimum if direction == "min" else np.maximum
     scored = [(number, trial) for number, trial in enumerate(trials, start=1) if trial.score is not None]
-    places = [number for number, _ in scored]
-    scores = np.array([trial.score for _, trial in scored], dtype=float)
+    scores = [trial.score for _, trial in scored]
+    # As in the leaderboard, a trial that ended early is the best only if no other has a score.
+    ranked = [(number, trial.score) for number, trial in scored if trial.status == "finished"]
+    places, values = zip(*ranked or [(number, trial.score) for number, trial in scored], strict=True)
+    best = places, better.accumulate(np.array(values, dtype=float))
     with figure_style():
         figure = new_figure(8, 3.4)
         axes = figure.subplots()
-        axes.step(places, better.accumulate(scores), where="post", color=COLOURS[1], linewidth=1.6, label="best so far")
+        axes.step(*best, where="post", color=COLOURS[1], linewidth=1.6, label="best so far")
         for whole, marker, label in ((True, "o", "run to the end"), (False, "v", "ended early")):
             some = [(number, trial.score) for number, trial in scored if (trial.status == "finished") == whole]
             if some:
                 axes.plot(*zip(*some, strict=True), marker, color=COLOURS[0], markersize=6, label=label)
         failed = [number for number, trial in enumerate(trials, start=1) if trial.status == "failed"]
         if failed:
-            axes.plot(failed, [scores.min()] * len(failed), "x", color=SOFT, markersize=7, label="failed")
+            axes.plot(
+                failed,
+                [max(scores) if direction == "min" else min(scores)] * len(failed),
+                "x",
+                color=SOFT,
+                markersize=7,
+                label="failed",
+            )
         axes.set_xlabel("trial")
         axes.set_ylabel(f"validation {name}")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -296,7 +296,8 @@ def parse_json(contents: bytes | str) -> Any:
         raise ValueError("holds half a character, which is no text") from None
 
 
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
+"""What a lone surrogate looks like: escaped, encoded in UTF-8, or anything in UTF-16 or UTF-32, whose text has zero bytes."""
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -149,8 +149,11 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in UTC, the event, and the fields."""
         left = (json.dumps(to_json({"time": tell_time(), "event": event, **fields})) + "\n").encode()
-        with (self.path / LOG_FILE).open("ab", buffering=0) as file:
+        with (self.path / LOG_FILE).open("a+b", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
+            if start:
+                file.seek(start - 1)
+                left = left if file.read(1) == b"\n" else b"\n" + left  # a killed process left part of a line
             try:
                 while left:
                     left = left[file.write(left) :]

@@ -239,12 +239,12 @@ class Ready(BaseModel):
 
 
 _WORDS = {
-    400: "The request is malformed or does not fit the schema.",
+    400: "The request is malformed, does not fit the schema, or has too many pictures.",
     401: "The API key is missing or wrong.",
     403: "The request comes from a page of a site that is not allowed.",
     404: "There is no such model.",
     408: "The request body did not arrive in time.",
-    413: "The body or a picture is too large, or there are too many pictures.",
+    413: "The body or a picture is too large.",
     415: "The media type of the body or the format of a picture is not supported.",
     503: "Too many requests, or the server is shutting down; Retry-After says when to try again.",
     504: "The response was not ready in time.",

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from dlfer.errors import UserError
+from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
 from dlfer.runs.text import escape_text
@@ -587,6 +587,8 @@ class Service:
     async def _ask(self, work: Work) -> Any:
         try:
             return await asyncio.wrap_future(self._batcher.submit(work))
+        except (ModelError, EnvironmentProblem):
+            raise  # a fault of the server
         except UserError as error:
             raise Refusal(400, str(error)) from error
 

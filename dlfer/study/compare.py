@@ -296,13 +296,14 @@ def compare_runs(
     systems, repeated = _group_seeds(entries)
     failures = _find_failures(entries)
     runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
+    used = images.used or split
     changes = {
-        "part": images.used or split,
+        "part": used,
         "runs": runs,
         "pairs": [_withdraw_verdict(pair, failures) for pair in result.pairs],
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
         "system_pairs": _compare_systems(systems, matched, failures),
-        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split), *repeated],
+        "notes": [*_describe_matching(result, used), *images.notes, *_describe_runs(entries, used), *repeated],
     }
     return result.model_copy(update=changes)
 

@@ -204,6 +204,7 @@ class Runner:
     _held: list[Task] = field(default_factory=list, init=False)
     _said: set[Path] = field(default_factory=set, init=False)
     _failures: list[Ending] = field(default_factory=list, init=False)
+    _is_stopping: bool = field(default=False, init=False)
 
     def run(self, source: Source) -> None:
         """Execute tasks until the source is exhausted; a task that fails does not stop the others.
@@ -371,6 +372,9 @@ class Runner:
         child.process.close()
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
+        if ending.kind == ResumeError.__name__ and self._is_stopping:
+            source.end(task, Ending("stopped"))
+            return
         if ending.kind == ResumeError.__name__:
             # The change concerns all members, so it does not count as a failure of this one.
             source.end(task, Ending("stopped"))
@@ -411,7 +415,7 @@ class Runner:
         """Stop every child at a checkpoint; a second Ctrl-C kills them."""
         for child in self._children:
             self._ask_to_stop(child)
-        self.is_proven = True
+        self.is_proven = self._is_stopping = True
         try:
             while self._children:
                 self._attend(source)

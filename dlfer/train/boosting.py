@@ -315,20 +315,23 @@ class _Growing:
         for step in range(self.rounds):
             booster.update(self.matrices["train"], state.epoch * self.rounds + step)
             figures = self._judge(booster, "train")
-            if not math.isfinite(figures["loss"]):
-                raise NonFiniteError(
-                    f"{job.name}: the loss became {figures['loss']} at epoch {state.epoch + 1}, round {step + 1} of "
-                    f"{self.rounds} (learning rate {self.rate:g}). Lower boosting.learning_rate, raise "
-                    "boosting.reg_lambda, or set boosting.normalize.leaves: true."
-                )
+            self._check_finite(figures["loss"], f"loss became {figures['loss']}", f"round {step + 1} of {self.rounds}")
             loss, accuracy = figures["loss"], figures["accuracy"]
             job.report_step(state.epoch + 1, step + 1, self.rounds, loss=loss, accuracy=accuracy)
             reason = job.control.get_reason()
             if reason is not None and step + 1 < self.rounds:
                 raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
         validation = self._judge(booster, "validation")
+        self._check_finite(validation["loss"], f"validation loss became {validation['loss']}", "at its end")
         state.epoch_seconds = time.monotonic() - start
         self._finish_epoch(booster, figures, validation)
+
+    def _check_finite(self, loss: float, what: str, where: str) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"{self.job.name}: the {what} in epoch {self.state.epoch + 1}, {where} (learning rate {self.rate:g}). Lower "
+                "boosting.learning_rate, raise boosting.reg_lambda, or set boosting.normalize.leaves: true."
+            )
 
     def _judge(self, booster: xgboost.Booster, split: str) -> dict[str, float]:
         """Return the unweighted loss, accuracy and macro F1 on a split, or NaN if a prediction is not finite."""

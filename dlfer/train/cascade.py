@@ -90,8 +90,14 @@ def obtain_backbone(
             computed for weights that have none; called only if needed.
         random_weights: whether to use random weights instead of loaded ones, for --smoke.
     """
-    if (job.folder / DONE_FILE).exists():
-        return Pretrained(**json.loads((job.folder / DONE_FILE).read_text(encoding="utf-8")) | {"folder": job.folder})
+    done_file = job.folder / DONE_FILE
+    if done_file.exists():
+        try:
+            return Pretrained(**json.loads(done_file.read_text(encoding="utf-8")) | {"folder": job.folder})
+        except (ValueError, TypeError) as error:
+            raise ModelError(
+                f"{done_file}: damaged, or of another version of dlfer ({error}). Delete it to obtain EF-FER1 again."
+            ) from error
     if config.pretrain.weights == "vggface2" and not random_weights:
         pretrained = _take_face_weights(config, job.folder, load_images)
     elif config.pretrain.weights is not None:
@@ -100,7 +106,7 @@ def obtain_backbone(
         pretrained = _train_or_share(config, job, load_bundle(), cache)
     # Written last, so that its presence means to a resumed run that EF-FER1 is complete.
     done = {"digest": pretrained.digest, "cost": pretrained.cost, "was_cached": pretrained.was_cached}
-    write_atomically(job.folder / DONE_FILE, json.dumps(done, indent=2) + "\n")
+    write_atomically(done_file, json.dumps(done, indent=2) + "\n")
     return pretrained
 
 

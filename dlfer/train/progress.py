@@ -249,9 +249,19 @@ CLUSTER_VARIABLE = "DLFER_CLUSTER"
 
 
 def describes_cluster() -> bool:
-    """Return whether the environment describes a cluster of several processes, without importing TensorFlow."""
+    """Return whether the environment describes a cluster of several processes, without importing TensorFlow.
+
+    Raises:
+        EnvironmentProblem: it is to be read from Slurm's variables, and these do not describe a job step.
+    """
     if os.environ.get(CLUSTER_VARIABLE) == "slurm":
-        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+        if not tasks.isdecimal():
+            raise EnvironmentProblem(
+                f"{CLUSTER_VARIABLE}=slurm: found SLURM_STEP_NUM_TASKS {tasks or 'missing'}, expected the number of tasks, which srun "
+                f"sets. Start the processes with srun, or unset {CLUSTER_VARIABLE} for a training on one host."
+            )
+        return int(tasks) > 1
     return len(_read_tf_config().get("cluster", {}).get("worker", ())) > 1
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch, count_batch_images, find_class_weights, iterate_epoch, take_share
-from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
+from dlfer.errors import DataError, DlferError, ModelError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
@@ -147,8 +147,14 @@ class _Stage:
     def _read_state(self) -> dict:
         """Return the checkpoint's state; `reference`, which earlier versions lack, is computed from the history."""
         state = read_state(self.checkpoint)
-        values = [row[f"validation_{self.config.monitor}"] for row in state["history"]]
-        return {"reference": find_reference(values, self.config), **state}
+        try:
+            values = [row[f"validation_{self.config.monitor}"] for row in state["history"]]
+            return asdict(StageState(**{"reference": find_reference(values, self.config), **state}))
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"{self.checkpoint}: the checkpoint was written by another version of dlfer, or is damaged ({error}). Continue with "
+                "that version, or start a new run."
+            ) from error
 
     def save(self) -> None:
         """Write the checkpoint and the history."""

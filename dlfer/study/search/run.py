@@ -230,6 +230,8 @@ def _execute(search: Search, arms: list[Arm]) -> Path:
             raise
         except BaseException as error:
             run.fail(error)
+            if isinstance(error, DlferError):
+                search.conclude()  # the trials have results, even if a winner's training failed
             raise
         if elsewhere:
             search.console.say(

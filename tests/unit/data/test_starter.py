@@ -115,6 +115,8 @@ def test_folders_that_are_no_data_set(draw, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no class folders"):
         survey_folder(tmp_path / "empty")
+    with pytest.raises(DataError, match="found test and no train split"):
+        survey_folder(draw({"test/a": 3, "test/b": 3}, root="test alone"))
     folder = draw({"a": 1, "b": 1}, root="broken")
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"no image")

@@ -369,3 +369,17 @@ def test_nothing_heavy_is_loaded_to_find_them(tmp_path, keys):
         [sys.executable, "-c", code, str(tmp_path / "a.yaml")], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_cells_and_members_are_named_with_what_they_lack(find, monkeypatch):
+    monkeypatch.setattr(limits, "find_spec", lambda name: None if name == "mtcnn" else SimpleNamespace(origin="x"))
+    cells = {"plain": {}, "found": {"finetune.data.faces": {"detect": "mtcnn"}}}
+    [line] = find({"sweep": {"cells": cells}}, kind="sweep")
+    assert line.startswith("sweep cell found: finetune.data.faces")
+    members = [{"name": "a", "set": {}}, {"name": "b", "set": {"model.backbone": "inception_v3"}}]
+    ensemble = {"model.family": "ensemble", "ensemble": {"members": members}, "finetune.image_size": 48}
+    grid = {"grid": {"finetune.batch_size": [8, 16]}}
+    [line] = [line for line in find({**ensemble, "sweep": grid}, kind="sweep") if "inception_v3" in line]
+    assert line.startswith("sweep cell batch_size=8, ensemble.members b, sweep cell")
+    [line] = find({"ablation": {"with": {"finetune.data.faces": {"detect": "mtcnn"}}}}, kind="ablation")
+    assert line.startswith("ablation.with: ")

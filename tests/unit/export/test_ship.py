@@ -374,7 +374,7 @@ def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypa
     monkeypatch.setattr(ship, "embed_onnx", lambda folder, run, **given: None)
     monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(ship, "MAX_BYTES", 2**20)
-    with pytest.raises(ModelError, match="MB when shipped, expected at most 1"):
+    with pytest.raises(ModelError, match="MiB when shipped, expected at most 1 MiB"):
         ship_model(run, tmp_path, name="large")
     monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.02)
     with pytest.raises(ModelError, match=r"by 0\.020"):

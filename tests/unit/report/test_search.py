@@ -10,7 +10,7 @@ from scipy import stats
 
 from dlfer.errors import ModelError
 from dlfer.report.page import format_overrides, shorten_key
-from dlfer.report.search import compute_importance, draw_coordinates, rank_trials, write_search_report
+from dlfer.report.search import compute_importance, draw_coordinates, draw_history, rank_trials, write_search_report
 from dlfer.runs.member_rows import MemberRow
 
 KEYS = ["finetune.optimizer.learning_rate", "finetune.optimizer.name", "finetune.optimizer.momentum"]
@@ -209,3 +209,18 @@ def test_a_conditional_key_is_judged_among_the_trials_in_which_it_was_searched()
 )
 def test_nothing_is_said_where_nothing_can_be_known(values, scores):
     assert compute_importance([{"k": value} for value in values], scores, "k") is None
+
+
+def test_a_trial_that_ended_early_is_not_drawn_as_the_best():
+    given = [(0.9, "rung"), (0.3, "finished"), (0.7, "finished"), (None, "failed")]
+    rows = [
+        MemberRow(arm="search", score=score, status=status, settings={KEYS[0]: 0.1 * number})
+        for number, (score, status) in enumerate(given)
+    ]
+    lines = draw_coordinates(rows[:3], KEYS[:1], "macro F1", "max").axes[0].lines
+    [best] = [line for line in lines if line.get_linewidth() == 2.6]
+    assert best.get_ydata()[-1] == pytest.approx(0.5)  # 0.7 of the scores 0.3, 0.7 and 0.9
+    for direction, value, worst in (("max", 0.7, 0.3), ("min", 0.3, 0.9)):
+        found = {line.get_label(): line.get_ydata() for line in draw_history(rows, "macro F1", direction).axes[0].lines}
+        assert found["best so far"][-1] == value
+        assert list(found["failed"]) == [worst]

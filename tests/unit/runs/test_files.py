@@ -116,3 +116,14 @@ def test_names_never_meet_and_are_never_too_long(here):
         (here / name).touch()
     assert {"a.jpg", "A-2.jpg", "a-3.jpg", "picture...jpg", "picture.jpg"} <= {path.name for path in here.iterdir()}
     assert len(taken) == 9
+
+
+@pytest.mark.parametrize("contents", [rb'"\ud800"', b'"\xed\xa0\x80"', '"\\ud800"'.encode("utf-16")])
+def test_half_a_character_is_no_text(contents):
+    with pytest.raises(ValueError, match="half a character"):
+        files.parse_json(contents)
+
+
+@pytest.mark.parametrize("contents", [rb'"\ud83d\ude00"', '"\U0001f600"'.encode(), '"\U0001f600"'.encode("utf-16")])
+def test_a_whole_character_is_text(contents):
+    assert files.parse_json(contents) == "\U0001f600"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from dlfer.errors import ModelError
+from dlfer.runs.run import Run
 from dlfer.runs.run_records import (
     BoostedLevel,
     BoostingRecord,
@@ -63,6 +64,8 @@ def test_events_pass_over_half_a_line(tmp_path):
     lines = ['{"time": "t", "event": "finetune_end", "kept_epoch": 2, "more": 1}', "", "[1]", '{"event": "fini']
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     assert read_events(tmp_path) == [Event(time="t", event="finetune_end", kept_epoch=2)]
+    Run(tmp_path).log("test_opened")
+    assert [event.event for event in read_events(tmp_path)] == ["finetune_end", "test_opened"]
     (tmp_path / "log.jsonl").write_bytes(b"\xff")
     with pytest.raises(ModelError, match=r"log\.jsonl: the log cannot be read"):
         read_events(tmp_path)

@@ -248,6 +248,15 @@ def test_tasks_of_slurm_are_one_training_only_if_that_is_said(bare):
     assert is_follower()
 
 
+@pytest.mark.parametrize("tasks", [None, "four"])
+def test_slurm_without_a_step_is_refused_and_not_one_process(bare, tasks):
+    bare.setenv("DLFER_CLUSTER", "slurm")
+    if tasks:
+        bare.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    with pytest.raises(EnvironmentProblem, match="Start the processes with srun, or unset DLFER_CLUSTER"):
+        describes_cluster()
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}'])
 def test_a_broken_tf_config_is_explained(bare, text):
     bare.setenv("TF_CONFIG", text)
