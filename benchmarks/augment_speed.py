@@ -115,7 +115,7 @@ def make_layers(images: np.ndarray, batch_size: int, image_size: int) -> Epoch:
     return data.map(change, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE).as_numpy_iterator
 
 
-def make_plain(images: np.ndarray, batch_size: int, compute: Callable) -> Epoch:
+def normalise_for_tensorflow(images: np.ndarray, batch_size: int, compute: Callable) -> Epoch:
     """Return the epoch of a function without random changes over uint8 [N, 48, 48, 1]."""
     compiled = tf.function(compute)
 
@@ -141,8 +141,8 @@ def build_ways(images: np.ndarray, batch_size: int, image_size: int) -> dict[str
         "warp, then resize": Ours(split, **sizes, warp_size=SIDE),
         "generator": make_generator(large, batch_size),
         "layers": make_layers(images, batch_size, image_size),
-        "prediction": make_plain(images, batch_size, layer),
-        "resize": make_plain(images, batch_size, resize),
+        "prediction": normalise_for_tensorflow(images, batch_size, layer),
+        "resize": normalise_for_tensorflow(images, batch_size, resize),
     }
 
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-MOST_LINES, MOST_PARAMETERS = 50, 7
+MAX_LINES, MAX_PARAMETERS = 50, 7
 
 
 def name_module(path: Path) -> str:
@@ -79,10 +79,10 @@ def main() -> None:
     )
     print(f"functions                      {len(functions):,}, median {statistics.median(lengths):.0f} lines")
     print(
-        f"  of more than {MOST_LINES} lines         {sum(length > MOST_LINES for length in lengths) / len(lengths):.1%}"
+        f"  of more than {MAX_LINES} lines         {sum(length > MAX_LINES for length in lengths) / len(lengths):.1%}"
     )
     print(
-        f"  of more than {MOST_PARAMETERS} parameters     {sum(count_parameters(f) > MOST_PARAMETERS for f in functions)}"
+        f"  of more than {MAX_PARAMETERS} parameters     {sum(count_parameters(f) > MAX_PARAMETERS for f in functions)}"
     )
     if given.list:
         for name in sorted(once, key=lines.get):

@@ -36,7 +36,7 @@ from dlfer.metrics.confidence import compute_calibration
 from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.paired import compare_paired
 from dlfer.metrics.predictions import Predictions
-from dlfer.predict.crops import MARGINS, cut_ready_crop, get_cut_side
+from dlfer.predict.crops import MARGINS, crop_face_square, get_crop_size
 from dlfer.predict.engines import Engine, load_model
 
 SCALES = (0.85, 0.95, 1.0, 1.05, 1.15, 1.3)
@@ -88,7 +88,7 @@ def move_face(face: Face, offset: float) -> Face:
 
 def cut_face(image: np.ndarray, face: Face, scale: float, offset: float, size: int) -> np.ndarray:
     """Return what `dlfer predict` cuts out, with another scale and height of the box; `size` is 96 now, and was 48."""
-    return cut_ready_crop(image, move_face(face, offset), size, margin=(scale - 1) / 2, trained_side=SIDE)
+    return crop_face_square(image, move_face(face, offset), size, margin=(scale - 1) / 2, trained_side=SIDE)
 
 
 def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[float, float, float, float]:
@@ -157,7 +157,7 @@ def answer_cut(
     size: int | None = None,
 ) -> Predictions:
     """Return predictions of the found faces of some rows, cut out at a scale and an offset; size: None is that of `predict`."""
-    side = size or get_cut_side(model)
+    side = size or get_crop_size(model)
     return answer(model, [cut_face(split.images[row], faces[row], *place, side) for row in rows], split, rows)
 
 
@@ -206,7 +206,7 @@ def report_sizes(model: Engine, split: Split, faces: Sequence[Face | None], rows
             for row in rows
         ]
         found = [enlarge_face(faces[row], side / SIDE) for row in rows]
-        for name, size in (("the present cut", get_cut_side(model)), (f"at {SIDE} pixels (before)", SIDE)):
+        for name, size in (("the present cut", get_crop_size(model)), (f"at {SIDE} pixels (before)", SIDE)):
             cut = [cut_face(image[..., None], face, *CURRENT, size) for image, face in zip(large, found, strict=True)]
             judged = answer(model, cut, split, rows)
             test = compare_paired(judged, ready, names=(name, "the ready crops"))
@@ -276,7 +276,7 @@ def main() -> None:
     report_places(model, split, faces, reported, best, told)
     report_sizes(model, split, faces, reported, told)
     if given.photos:
-        side = get_cut_side(model)
+        side = get_crop_size(model)
         cuts = {"before": (CURRENT, SIDE), "now": (CURRENT, side), "chosen": (best, side)}
         judge_photos(model, given.photos, cuts, told)
     write_figures(given.json, told, "onnxruntime", "numpy")

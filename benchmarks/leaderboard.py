@@ -33,7 +33,7 @@ from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.metrics.several import compare_several
-from dlfer.predict.foreign import open_foreign, parse_input
+from dlfer.predict.external import open_external, parse_input
 from dlfer.runs.find import find_model
 from dlfer.runs.metrics_record import Estimate, Metrics
 
@@ -53,7 +53,7 @@ def open_model(file: Path, peer: Peer, split: Split) -> AlignedModel:
     """Return a model as `dlfer evaluate FILE` opens it, for the labels of FER2013."""
     given = FileModel(file, peer.input, peer.labels, peer.output)
     alignment = align_labels(split, FER2013_LABELS, peer.labels, choose_columns(peer.labels, peer.ignore))
-    return AlignedModel(given, open_foreign(file, parse_input(peer.input), len(peer.labels)), alignment)
+    return AlignedModel(given, open_external(file, parse_input(peer.input), len(peer.labels)), alignment)
 
 
 def load_rows(csv: Path, part: str, number: int | None = None) -> Split:
@@ -158,7 +158,7 @@ def compute_metrics(csv: Path, several: dict[str, Predictions], out: Path) -> di
     """Return the metrics of each model on PublicTest, duplicates in Training counted, and write them."""
     split = load_fer2013_usage(csv, "PublicTest")
     duplicates = find_judged_duplicates("test", split, train=load_fer2013_usage(csv, "Training"))
-    without = duplicates.list_ids_without()
+    without = duplicates.list_ids_without_duplicates()
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, predictions in several.items():

@@ -25,7 +25,7 @@ MIN_DISK_GB, MIN_MEMORY_GB = 2, 4
 BACKENDS = ("tensorflow", "jax", "torch")
 TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")
 """Package names of the TensorFlow builds, any one of which is enough."""
-_MEND = "make install; outside of a clone: pip install --require-hashes -r locks/cpu.txt (or locks/gpu.txt)"
+_INSTALL_FIX = "make install; outside of a clone: pip install --require-hashes -r locks/cpu.txt (or locks/gpu.txt)"
 _PROBE = """
 import json, keras
 backend = keras.backend.backend()
@@ -129,9 +129,9 @@ def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
         elif pinned and found != pinned:
             other.append(f"{name} {found} (pinned {pinned})")
     if absent:
-        yield Finding("packages", "missing", f"not installed: {', '.join(absent)}", _MEND)
+        yield Finding("packages", "missing", f"not installed: {', '.join(absent)}", _INSTALL_FIX)
     if other:
-        yield Finding("packages", "note", f"other versions: {', '.join(other)}", _MEND)
+        yield Finding("packages", "note", f"other versions: {', '.join(other)}", _INSTALL_FIX)
     if not absent and not other:
         text = f"{len(pins)} as pinned" if pins else "found no list of requirements to compare with"
         yield Finding("packages", "ok" if pins else "note", text)
@@ -150,7 +150,7 @@ def check_dependencies() -> Finding:
         return Finding("pip check", "note", "pip is not installed in this environment")
     lines = [line for line in done.stdout.splitlines() if line.strip()] or done.stderr.strip().splitlines()[-1:]
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return Finding("pip check", "note", f"{'; '.join(lines[:3])}{more}", _MEND)
+    return Finding("pip check", "note", f"{'; '.join(lines[:3])}{more}", _INSTALL_FIX)
 
 
 def examine_container() -> Finding:

@@ -95,7 +95,7 @@ def evaluate(
     It also evaluates an external model file: dlfer evaluate FILE.onnx --input "48x48 gray /255" --labels
     angry,disgust,fear,happy,sad,surprise,neutral --data fer2013.csv
     """
-    from dlfer.predict.foreign import SUFFIXES
+    from dlfer.predict.external import SUFFIXES
     from dlfer.runs.files import check_outputs
     from dlfer.runs.find import find_model
 

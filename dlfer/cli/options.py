@@ -268,7 +268,7 @@ def check_start(
     """
     from dlfer.config.load import load_experiment
     from dlfer.experiment.limits import refuse_obstacles
-    from dlfer.runs.changes import find_changes, settle_changes
+    from dlfer.runs.changes import accept_or_refuse_changes, find_changes
     from dlfer.runs.find import open_run
     from dlfer.train.progress import check_alone
 
@@ -296,7 +296,7 @@ def check_start(
             f"{found.path}: this is of the kind {found.kind}; continue it with: dlfer {own_verb} --resume {shlex.quote(str(found.path))}"
         )
     if found.status != "finished" and not options.accept_changes:
-        settle_changes(found, find_changes(found), accept=False)
+        accept_or_refuse_changes(found, find_changes(found), accept=False)
     return found.path
 
 

@@ -29,7 +29,7 @@ def run(file: OptionalFile = None, go_on: Continue = False, *, resume: str | Non
     resumed = check_start("run", file, resume, options, shared=go_on)
     from dlfer.config.load import compute_digest, load_experiment
     from dlfer.experiment.run import resume_run, run_experiment
-    from dlfer.experiment.session import lead_or_follow
+    from dlfer.experiment.session import run_as_chief_or_worker
     from dlfer.runs.find import find_unfinished_run, open_run
     from dlfer.study.members import run_ensemble_members
     from dlfer.train.progress import describes_cluster
@@ -45,4 +45,4 @@ def run(file: OptionalFile = None, go_on: Continue = False, *, resume: str | Non
     else:
         work = lambda: resume_run(resumed, options, run_members=run_members)  # noqa: E731
         config = lambda: open_run(resumed).config()  # noqa: E731
-    print_done(lead_or_follow(work, config, options))
+    print_done(run_as_chief_or_worker(work, config, options))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
-from dlfer.data.files import fold_name
+from dlfer.data.files import normalise_name
 from dlfer.data.labels import CANONICAL
-from dlfer.data.survey import FLAT_STD, MOST_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
+from dlfer.data.survey import FLAT_STD, MAX_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
 from dlfer.data.votes import merge_columns, read_votes, score_votes
 from dlfer.errors import ModelError
 from dlfer.runs.audit_record import (
@@ -31,7 +31,7 @@ from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.records import DuplicateCounts
 
 _CACHE_VERSION = 2
-_MOST_SAMPLES = 12
+_MAX_SAMPLES = 12
 """Largest number of pairs of each kind, and of groups with contradicting labels, shown as examples."""
 
 
@@ -92,7 +92,7 @@ def audit_splits(
         num_images=sum(len(split) for split in splits),
         labels=list(labels),
         splits={split.name: _count_classes(split, labels) for split in splits},
-        unreadable=Unreadable(n=len(reading.unreadable), examples=list(reading.unreadable[:MOST_LISTED])),
+        unreadable=Unreadable(n=len(reading.unreadable), examples=list(reading.unreadable[:MAX_LISTED])),
         reading=reading.as_record(),
     )
     if not held:
@@ -199,7 +199,7 @@ def _find_groups_with_several(groups: np.ndarray, values: np.ndarray) -> np.ndar
 
 def _list_flat(contrast: np.ndarray, where: Sequence[Place]) -> list[FlatImage]:
     flat = np.flatnonzero(contrast < FLAT_STD)
-    listed = flat[np.argsort(contrast[flat], kind="stable")][:MOST_LISTED]
+    listed = flat[np.argsort(contrast[flat], kind="stable")][:MAX_LISTED]
     return [FlatImage(**where[row]._asdict(), std=round(float(contrast[row]), 2)) for row in listed]
 
 
@@ -225,7 +225,7 @@ def _find_all_outliers(
 
 def are_expressions(labels: tuple[str, ...]) -> bool:
     """Return whether at least two, and at least half, of the labels are expressions, so that the images show faces."""
-    return 2 * sum(fold_name(label) in CANONICAL for label in labels) >= max(2, len(labels))
+    return 2 * sum(normalise_name(label) in CANONICAL for label in labels) >= max(2, len(labels))
 
 
 def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -> Samples:
@@ -247,7 +247,7 @@ def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -
         used: set[int] = set()
         chosen = []
         for first, second in order:  # one pair per group, since many pairs may be frames of one video
-            if survey.groups[first] not in used and len(chosen) < _MOST_SAMPLES:
+            if survey.groups[first] not in used and len(chosen) < _MAX_SAMPLES:
                 used.add(int(survey.groups[first]))
                 chosen.append(list_images((first, second)))
         return chosen
@@ -265,7 +265,7 @@ def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -
         exact=choose(copies),
         near=choose(list_pairs(survey.near)),
         flipped=choose(list_pairs(survey.flipped)),
-        conflicting=[list_images(rows[:6]) for rows in conflicting[:_MOST_SAMPLES]],
+        conflicting=[list_images(rows[:6]) for rows in conflicting[:_MAX_SAMPLES]],
     )
 
 

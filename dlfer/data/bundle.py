@@ -304,7 +304,7 @@ def compute_fingerprint(split: Split) -> str:
     return digest.hexdigest()
 
 
-def name_cache(kind: str, digest: str) -> Path | None:
+def get_cache_path(kind: str, digest: str) -> Path | None:
     """Return the path of a cache file in $DLFER_CACHE or ~/.cache/dlfer; None if there is no home folder.
 
     The cache holds images and needs the same protection as the data.

@@ -195,7 +195,7 @@ def _measure_gaps(coordinates: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 NEAR_STD = 8.0
 _COPY = re.compile(r"(#\d+)+$")
 _BLOCK = 1024
-_MOST_EDGES = 4_000_000
+_MAX_EDGES = 4_000_000
 """Number of images processed at a time, and number of edges held before they are merged."""
 
 
@@ -346,7 +346,7 @@ class Components:
         """Add edges between the nodes in `left` (int [E]) and those in `right` (int [E]), pair by pair."""
         self._edges.append(np.stack([left, right]))
         self._num_edges += len(left)
-        if self._num_edges > _MOST_EDGES + self._num:  # nearly all pairs of frames of a video can be duplicates
+        if self._num_edges > _MAX_EDGES + self._num:  # nearly all pairs of frames of a video can be duplicates
             groups = self.compute_groups()
             self._edges, self._num_edges = [], 0
             self.join_equal(groups, np.arange(self._num))

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data.bundle import DataBundle, Split, name_cache, read_cache, write_cache
+from dlfer.data.bundle import DataBundle, Split, get_cache_path, read_cache, write_cache
 from dlfer.data.images import compute_side, equalize, resize_square
 from dlfer.errors import DataError, EnvironmentProblem
 
@@ -114,7 +114,7 @@ def _decode_centerface(outputs: Sequence[np.ndarray], size: tuple[int, int], min
     boxes = np.concatenate([first[::-1], (last - first)[::-1]]).T
     large = np.flatnonzero(boxes[:, 2:].min(axis=1, initial=np.inf) >= MIN_SIDE)
     kept = large[suppress(boxes[large], scores[large])]
-    return Detections(boxes[kept], scores[kept], sort_sides(points[kept, :, ::-1]))
+    return Detections(boxes[kept], scores[kept], sort_left_right(points[kept, :, ::-1]))
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def sort_sides(points: np.ndarray) -> np.ndarray:
+def sort_left_right(points: np.ndarray) -> np.ndarray:
     """Return landmarks, float [..., 5, 2], with the eyes and the corners of the mouth sorted from left to right."""
     points = np.array(points, np.float64)
     for first in (0, 3):
@@ -242,7 +242,7 @@ def detect_faces_of_each(
             some = rows[start : start + step]
             for row, faces in zip(some, find([framed[row][0] for row in some], kind[1]), strict=True):
                 _, scale, margin = framed[row]
-                moved = (_move_back(face, scale, margin, images[row].shape[:2]) for face in faces)
+                moved = (_to_original_coordinates(face, scale, margin, images[row].shape[:2]) for face in faces)
                 kept = [face for face in moved if face.box[2] > 0 and face.box[3] > 0]
                 found[row] = sorted(kept, key=lambda face: -face.box[2] * face.box[3])
     return found
@@ -406,7 +406,7 @@ def _resize_at_once(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(fitted)[..., None] if grey else np.asarray(fitted)
 
 
-def _move_back(face: Face, scale: float, margin: int, shape: tuple[int, int]) -> Face:
+def _to_original_coordinates(face: Face, scale: float, margin: int, shape: tuple[int, int]) -> Face:
     """Convert a face's coordinates from the framed and scaled image to the original one."""
     left, top, width, height = face.box
     x0, y0 = max(0.0, (left - margin) / scale), max(0.0, (top - margin) / scale)
@@ -440,7 +440,7 @@ def _read_mtcnn(record: dict) -> Face:
     marks = record["keypoints"]
     points = [marks[name] for name in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")]
     box = tuple(float(value) for value in record["box"])
-    return Face(box, float(record["confidence"]), sort_sides(points))
+    return Face(box, float(record["confidence"]), sort_left_right(points))
 
 
 @cache
@@ -559,7 +559,7 @@ def _prepare_images(
     start, last_said = time.monotonic(), time.monotonic()
     for first in range(0, len(images), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        path = name_cache("faces", _compute_digest(images[rows], config, aspect))
+        path = get_cache_path("faces", _compute_digest(images[rows], config, aspect))
         kept = read_cache(path, ("images", "found"))
         if kept is None:
             kept = dict(zip(("images", "found"), _prepare_chunk(images[rows], config, aspect), strict=True))

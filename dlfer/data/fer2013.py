@@ -11,7 +11,7 @@ import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
-from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
+from dlfer.data.bundle import DataBundle, Reading, Split, get_cache_path, read_cache, write_cache
 from dlfer.data.fer2013_csv import (
     SIDE,
     USAGES,
@@ -109,7 +109,7 @@ def load_fer2013_splits(path: str | Path) -> tuple[list[Split], Reading]:
     path = _find_csv(path)
     rows, _ = _read_cached(path, skip_unreadable=True, usage="all")
     usages = [usage for usage in (*USAGES, "all") if np.any(rows.usages == usage)]
-    return [_to_split(rows, np.flatnonzero(rows.usages == usage), usage) for usage in usages], _tell_reading(path, rows)
+    return [_to_split(rows, np.flatnonzero(rows.usages == usage), usage) for usage in usages], _make_reading(path, rows)
 
 
 def _find_csv(path: str | Path) -> Path:
@@ -143,7 +143,7 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
             f"{path.name}: no row has the label 0 (Angry). If the file counts labels from 1, or has another code than "
             "FER2013's, all its labels are wrong; look at some images of each class.",
         )
-    reading = _tell_reading(path, rows)
+    reading = _make_reading(path, rows)
     beside = find_test_csv(path)
     if beside is not None and splits["test"] is None:
         splits["test"], of_test, more = _load_test_csv(beside, config)
@@ -162,7 +162,7 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     return DataBundle("fer2013", FER2013_LABELS, **splits, notes=notes, reading=reading)
 
 
-def _tell_reading(path: Path, rows: Rows) -> Reading:
+def _make_reading(path: Path, rows: Rows) -> Reading:
     problems = tuple(f"{path.name} {problem}" for problem in rows.skipped.tolist())
     seen = len(rows.rows) + len(problems)
     lines = [" ".join(problem.split(":")[0].split()) for problem in problems]
@@ -179,7 +179,7 @@ def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Readin
         return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
     notes += (f"{path.name} does not distinguish PublicTest and PrivateTest; all of it is the test split.",)
-    return _to_split(rows, np.arange(len(rows.rows)), "test"), _tell_reading(path, rows), notes
+    return _to_split(rows, np.arange(len(rows.rows)), "test"), _make_reading(path, rows), notes
 
 
 def _load_folders(root: Path, config: DataConfig) -> DataBundle:
@@ -221,7 +221,7 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
         rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
     else:
         key = repr((_CACHE_VERSION, str(path.resolve()), state.st_size, state.st_mtime_ns, skip_unreadable, usage))
-        cache = name_cache("fer2013", hashlib.sha256(key.encode()).hexdigest())
+        cache = get_cache_path("fer2013", hashlib.sha256(key.encode()).hexdigest())
         arrays = read_cache(cache, [field.name for field in dataclasses.fields(Rows)])
         if arrays is not None:
             rows = Rows(**arrays)

@@ -13,7 +13,7 @@ from typing import TextIO
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.files import Tally, find_reason, fold_name, identify, list_folders, walk
+from dlfer.data.files import Tally, find_rejection_reason, identify, list_folders, normalise_name, walk
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
 from dlfer.runs.text import count_noun, find_delimiter, open_text, read_lines
@@ -79,7 +79,7 @@ def iterate_pictures(folder: Path) -> Iterator[Path]:
     """Yield the images in the subfolders of a folder, at any depth, sorted by path."""
     visited = {identify(folder)}
     for name in list_folders(folder):
-        yield from (path for path in walk(folder / name, Tally(), visited) if find_reason(path) is None)
+        yield from (path for path in walk(folder / name, Tally(), visited) if find_rejection_reason(path) is None)
 
 
 def describe_unread_pictures(folder: Path, csv: Path) -> tuple[str, ...]:
@@ -309,7 +309,7 @@ def _check_code(path: Path) -> None:
     number, total = sum(strange.values()), sum(counts.values())
     is_beyond = any(value.isdecimal() for value in strange) and "0" not in counts and total > 1
     repeated = any(n > 1 for n in strange.values()) and "7" in strange
-    words = [value for value in strange if fold_name(value) in CANONICAL]
+    words = [value for value in strange if normalise_name(value) in CANONICAL]
     if not (sum(strange[word] for word in words) > 1 or is_beyond or repeated or number > max(1, total / 10)):
         return
     found = ", ".join(f"{value} ({n:,} rows)" for value, n in sorted(counts.items())[:12])

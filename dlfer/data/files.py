@@ -48,7 +48,7 @@ _IGNORED = frozenset(
         "__pycache__",
     ]
 ) | {"system volume information"}
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 HIDDEN = "hidden files and files of the system"
 NO_PICTURES = "files that are not in a supported picture format"
@@ -83,7 +83,7 @@ class Tally:
         self.seen += 0 if was_seen else n
         count, names = self._reasons.get(reason, (0, []))
         shown = str(name).removeprefix(self._root)
-        self._reasons[reason] = (count + n, names if len(names) >= _MOST_NAMED else [*names, shown])
+        self._reasons[reason] = (count + n, names if len(names) >= _MAX_NAMED else [*names, shown])
 
     def add(self, other: Tally) -> None:
         """Add the counts and notes of another tally to this one."""
@@ -92,7 +92,7 @@ class Tally:
         for reason, (n, names) in other._reasons.items():
             count, own = self._reasons.get(reason, (0, []))
             shown = [name.removeprefix(self._root) for name in names]
-            self._reasons[reason] = (count + n, [*own, *shown][:_MOST_NAMED])
+            self._reasons[reason] = (count + n, [*own, *shown][:_MAX_NAMED])
 
     def list_left_out(self) -> tuple[LeftOut, ...]:
         """Return the reasons, the most frequent first."""
@@ -115,7 +115,7 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _IGNORED
 
 
-def fold_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a name in the form used for comparison: Unicode NFC, case-folded, whitespace stripped and collapsed."""
     return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
 
@@ -186,7 +186,7 @@ def list_pictures(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> 
     """Return the paths of the images below a folder, see `walk`; other files are counted as left out."""
     pictures = []
     for path in walk(folder, tally, visited):
-        reason = find_reason(path)
+        reason = find_rejection_reason(path)
         if reason is None:
             tally.seen += 1
             pictures.append(path)
@@ -195,7 +195,7 @@ def list_pictures(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> 
     return pictures
 
 
-def find_reason(path: Path) -> str | None:
+def find_rejection_reason(path: Path) -> str | None:
     """Return why a file is not an image that can be read, by its suffix or else its first bytes; None if it is one."""
     suffix = path.suffix.casefold()
     if suffix in PICTURE_SUFFIXES:

@@ -30,12 +30,12 @@ from dlfer.data.files import (
     PICTURE_SUFFIXES,
     Tally,
     count_files,
-    find_reason,
-    fold_name,
+    find_rejection_reason,
     identify,
     list_files,
     list_folders,
     list_pictures,
+    normalise_name,
 )
 from dlfer.data.images import compute_side, read_header, read_image, resize_to, to_channels
 from dlfer.data.labels import CANONICAL, DROPPED, describe_merged, describe_unknown, match_labels, order_labels
@@ -278,7 +278,7 @@ def name_split(name: str) -> str | None:
 
     Case, leading numbers and generic words for data around the name are ignored: "Train_Set", "test-images".
     """
-    words = re.split(r"[\W_]+", fold_name(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)))
+    words = re.split(r"[\W_]+", normalise_name(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)))
     while words and words[0].isdecimal():
         words = words[1:]
     joined = "".join(word for word in words if word not in _FILLERS)
@@ -302,7 +302,7 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
         DataError: there are no class folders, a class folder has no images, or a folder's role is unclear.
     """
     tally = Tally(root) if tally is None else tally
-    base = _descend(root, tally)
+    base = _skip_wrappers(root, tally)
     names = [name for name in list_folders(base) if not _is_loop(base / name, root, base, tally)]
     for name in list_files(base, tally):
         tally.leave_out(_OUTSIDE, base / name)
@@ -321,7 +321,7 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
         tally.leave_out(_UNKNOWN, base / name, count_files(base / name))
     for split, own in splits.items():
         for name in own:
-            scan.add_split(split, _descend(base / name, tally))
+            scan.add_split(split, _skip_wrappers(base / name, tally))
     return scan.run()
 
 
@@ -335,21 +335,21 @@ def list_classes(root: Path, folders: Mapping[str, str] | None = None) -> list[s
         DataError: `folders` names a folder that is not there, or two folders are the same split.
     """
     tally = Tally(root)
-    base = _descend(root, tally)
+    base = _skip_wrappers(root, tally)
     roles = _assign_roles(base, list_folders(base), folders or {})
     splits = [name for name, role in roles.items() if role in SPLITS]
     if not splits:
         return [name for name, role in roles.items() if role != "ignore"]
-    return sorted({name for split in splits for name in list_folders(_descend(base / split, tally))})
+    return sorted({name for split in splits for name in list_folders(_skip_wrappers(base / split, tally))})
 
 
-def _descend(folder: Path, tally: Tally) -> Path:
+def _skip_wrappers(folder: Path, tally: Tally) -> Path:
     """Return the innermost folder after skipping wrappers that hold everything, such as images/ or a repeated name."""
     while True:
         names = list_folders(folder)
         if len(names) != 1 or name_split(names[0]) or not list_folders(folder / names[0]):
             return folder
-        if not _is_level(folder, names[0]):
+        if not _is_wrapper(folder, names[0]):
             return folder
         if identify(folder / names[0]) == identify(folder):
             return folder
@@ -358,11 +358,13 @@ def _descend(folder: Path, tally: Tally) -> Path:
         folder = folder / names[0]
 
 
-def _is_level(folder: Path, name: str) -> bool:
+def _is_wrapper(folder: Path, name: str) -> bool:
     """Return whether the only folder in a folder wraps splits or classes, by its name or by theirs."""
-    below = [fold_name(child) for child in list_folders(folder / name)]
+    below = [normalise_name(child) for child in list_folders(folder / name)]
     holds = any(map(name_split, below)) or sum(child in CANONICAL for child in below) > 1
-    return fold_name(name) in (*_LEVELS, fold_name(folder.name)) or (holds and fold_name(name) not in CANONICAL)
+    return normalise_name(name) in (*_LEVELS, normalise_name(folder.name)) or (
+        holds and normalise_name(name) not in CANONICAL
+    )
 
 
 def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
@@ -375,20 +377,20 @@ def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
 
 def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) -> dict[str, str | None]:
     """Return the role of each folder: a split, "class", "ignore", or None if neither its name nor `folders` says."""
-    by_name = {fold_name(name): role for name, role in folders.items()}
-    absent = [name for name in folders if fold_name(name) not in {fold_name(name) for name in names}]
+    by_name = {normalise_name(name): role for name, role in folders.items()}
+    absent = [name for name in folders if normalise_name(name) not in {normalise_name(name) for name in names}]
     if absent:
         raise DataError(
             f"data.folders: found {absent[0]!r}, expected a folder in {base}: {', '.join(names[:20]) or '(none)'}."
         )
-    roles = {name: by_name.get(fold_name(name), name_split(name)) for name in names}
+    roles = {name: by_name.get(normalise_name(name), name_split(name)) for name in names}
     taken = set(roles.values())
     if "evaluation" in taken:
         role = "test" if "validation" in taken and "test" not in taken else "validation"
         roles = {name: role if found == "evaluation" else found for name, found in roles.items()}
     for split in SPLITS:
         same = [name for name, role in roles.items() if role == split]
-        guessed = [name for name in same if fold_name(name) not in by_name]
+        guessed = [name for name in same if normalise_name(name) not in by_name]
         if len(guessed) > 1:
             raise DataError(
                 f"{base}: found the folders {_count(base, same)}; more than one of them is {split} by its name. {_ask(base, same)}"
@@ -408,11 +410,11 @@ def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]],
             )
         return
     own = [name for names in splits.values() for name in names]
-    known = {fold_name(name) for split in own for name in list_folders(base / split)}
+    known = {normalise_name(name) for split in own for name in list_folders(base / split)}
     odd = [
         name
         for name in unknown
-        if "train" not in splits or list_folders(base / name) or fold_name(name) in (*known, *CANONICAL)
+        if "train" not in splits or list_folders(base / name) or normalise_name(name) in (*known, *CANONICAL)
     ]
     if odd or classes:
         odd = odd or classes
@@ -424,11 +426,11 @@ def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]],
 
 def _find_levels(base: Path, names: list[str]) -> list[str]:
     """Return the folders that hold class folders instead of images: named after expressions, or the same in each."""
-    below = {name: [fold_name(child) for child in list_folders(base / name)] for name in names}
+    below = {name: [normalise_name(child) for child in list_folders(base / name)] for name in names}
     deep = [
         name
         for name in names
-        if len(below[name]) > 1 and fold_name(name) not in CANONICAL and not _holds_pictures(base / name)
+        if len(below[name]) > 1 and normalise_name(name) not in CANONICAL and not _holds_pictures(base / name)
     ]
     odd = [name for name in deep if sum(child in CANONICAL for child in below[name]) > 1]
     same = {child for child in below[deep[0]] if not re.search(r"\d", child)} if len(deep) > 1 else set()
@@ -438,7 +440,7 @@ def _find_levels(base: Path, names: list[str]) -> list[str]:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(path.is_file() and find_reason(path) is None for path in folder.iterdir())
+    return any(path.is_file() and find_rejection_reason(path) is None for path in folder.iterdir())
 
 
 def _count(base: Path, names: Sequence[str]) -> str:
@@ -457,8 +459,8 @@ def _ask(base: Path, names: Sequence[str]) -> str:
 
 
 def _suggest(name: str) -> str:
-    found = {split for word, split in SPLIT_NAMES.items() if len(word) > 2 and word in fold_name(name)}
-    found |= {"test"} if "hold" in fold_name(name) else set()
+    found = {split for word, split in SPLIT_NAMES.items() if len(word) > 2 and word in normalise_name(name)}
+    found |= {"test"} if "hold" in normalise_name(name) else set()
     return found.pop() if len(found) == 1 else "..."
 
 
@@ -542,7 +544,7 @@ class _Scan:
         """Raise DataError for a class folder without images, unless it holds only other files and is no expression."""
         found = [reason for reason in tally.list_left_out() if reason.reason != HIDDEN]
         others = bool(found) and all(reason.reason.startswith(NO_PICTURES) for reason in found)
-        if others and fold_name(folder.name) not in CANONICAL:
+        if others and normalise_name(folder.name) not in CANONICAL:
             self._tally.notes.append(
                 f"{folder.name} holds {count_noun(tally.seen, 'file')} and no picture, so it was not taken for a class."
             )

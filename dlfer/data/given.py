@@ -114,7 +114,7 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
     kind = recognise(path)
     if kind == "pictures":
         with _unpack(path) as folder:
-            _find_csv(_descend(folder), path)
+            _find_csv(_skip_wrappers(folder), path)
             try:
                 yield GivenData(path, "folder", DataConfig(source="folder", path=str(folder)))
             except DlferError as error:
@@ -167,10 +167,10 @@ def _find_csv(folder: Path, given: Path) -> Path | None:
     return csv
 
 
-def _descend(folder: Path) -> Path:
+def _skip_wrappers(folder: Path) -> Path:
     """Skip folders of an unpacked zip whose only entry is a folder; return the first other one."""
     names = [child for child in folder.iterdir() if not is_ignored(child.name)]
-    return _descend(names[0]) if len(names) == 1 and names[0].is_dir() else folder
+    return _skip_wrappers(names[0]) if len(names) == 1 and names[0].is_dir() else folder
 
 
 def _recognise_zip(path: Path) -> Literal["arrays", "csv", "pictures"]:

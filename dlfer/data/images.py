@@ -80,12 +80,12 @@ def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         # Pillow would decode a whole PNG to find EXIF data after the pixels, so only EXIF data before them count here.
         # For a TIFF its size already includes the orientation.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if has_exif and find_turn(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
+        if has_exif and find_transposition(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
             width, height = height, width
         return width, height, image.mode in _GREY_MODES
 
 
-def make_plain(contents: bytes, name: str) -> bytes:
+def normalise_for_tensorflow(contents: bytes, name: str) -> bytes:
     """Return an encoded image that TensorFlow decodes to the pixels of `read_image`: `contents` or a BMP of the pixels.
 
     TensorFlow's decoders ignore the EXIF orientation, drop transparency and keep only the upper 8 of 16 bits. Contents
@@ -102,7 +102,7 @@ def make_plain(contents: bytes, name: str) -> bytes:
         return contents
     try:
         with Image.open(io.BytesIO(contents), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
-            if image.format == "JPEG" and find_turn(image) is None:
+            if image.format == "JPEG" and find_transposition(image) is None:
                 return contents
             pixels = to_channels(decode_pixels(image, name), 3)
     except DataError:
@@ -122,7 +122,7 @@ def _is_plain(contents: bytes) -> bool:
     return is_eight_bits and b"tRNS" not in contents and b"eXIf" not in contents
 
 
-def find_turn(image: Image.Image) -> Image.Transpose | None:
+def find_transposition(image: Image.Image) -> Image.Transpose | None:
     """Return the transposition that makes an image upright, from its EXIF data; None if not needed or damaged."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
@@ -353,7 +353,7 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     deep_colour = "16" in rawmode and image.format not in ("SGI", "PSD") and image.mode in ("RGB", "RGBA", "RGBX", "LA")
     contents = _read_all(image) if deep_colour else b""
     image.load()
-    turn = None if image.format == "TIFF" else find_turn(image)  # Pillow applies a TIFF's orientation itself
+    turn = None if image.format == "TIFF" else find_transposition(image)  # Pillow applies a TIFF's orientation itself
     values = None
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)

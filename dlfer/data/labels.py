@@ -12,7 +12,7 @@ import numpy as np
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.files import fold_name
+from dlfer.data.files import normalise_name
 from dlfer.errors import DataError, ModelError
 from dlfer.runs.text import count_noun
 
@@ -35,7 +35,7 @@ CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spell
 def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | None]:
     """Return the label of each class name of the data, or None for a dropped class.
 
-    Names are compared by `fold_name`; equal ones become one label. If the names are recognisably expressions (at least
+    Names are compared by `normalise_name`; equal ones become one label. If the names are recognisably expressions (at least
     two, and at least half of all, are known spellings), known spellings become FER2013's labels, e.g. "happiness"
     becomes "Happy". `labels.aliases` take precedence; an alias that is another spelling of an existing label, as
     "disgust" of Disgust, becomes that label. All other names are kept.
@@ -44,7 +44,7 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
         DataError: an alias or a class to drop is not in the data, or every class is dropped.
     """
     names = sorted(set(names))
-    folded = {name: fold_name(name) for name in names}
+    folded = {name: normalise_name(name) for name in names}
     known = {key for key in folded.values() if key in CANONICAL}
     expressions = len(known) >= 2 and 2 * len(known) >= len(set(folded.values()))
     first: dict[str, str] = {}
@@ -53,18 +53,20 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
     mapping: dict[str, str | None] = {
         name: CANONICAL.get(key, first[key]) if expressions else first[key] for name, key in folded.items()
     }
-    aliased = {fold_name(name) for name in labels.aliases}
+    aliased = {normalise_name(name) for name in labels.aliases}
     known_labels = {
         _name_meaning(label, expressions): label for name, label in mapping.items() if folded[name] not in aliased
     }
     for name, label in labels.aliases.items():
-        found = [other for other, key in folded.items() if key == fold_name(name)]
+        found = [other for other, key in folded.items() if key == normalise_name(name)]
         if not found:
             raise DataError(_unknown("aliases", name, names))
         meant = known_labels.setdefault(_name_meaning(label, expressions), label)
         mapping.update(dict.fromkeys(found, meant))
     for name in labels.drop:
-        dropped = [key for key, label in mapping.items() if fold_name(name) in (folded[key], fold_name(str(label)))]
+        dropped = [
+            key for key, label in mapping.items() if normalise_name(name) in (folded[key], normalise_name(str(label)))
+        ]
         if not dropped:
             raise DataError(_unknown("drop", name, names))
         mapping.update(dict.fromkeys(dropped))
@@ -75,15 +77,15 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
 
 def _name_meaning(label: str, expressions: bool) -> str:
     """Return a key that is equal for all spellings of a label."""
-    return CANONICAL.get(fold_name(label), fold_name(label)) if expressions else fold_name(label)
+    return CANONICAL.get(normalise_name(label), normalise_name(label)) if expressions else normalise_name(label)
 
 
 def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> list[str]:
     """Return a sentence for each label to which several class names of the data were mapped without an alias."""
-    aliased = {fold_name(name) for name in labels.aliases}
+    aliased = {normalise_name(name) for name in labels.aliases}
     by_label: dict[str, list[str]] = {}
     for name, label in mapping.items():
-        if label is not None and fold_name(name) not in aliased:
+        if label is not None and normalise_name(name) not in aliased:
             by_label.setdefault(label, []).append(name)
     return [
         f"The classes {', '.join(map(repr, names))} are one label, {label}."
@@ -100,7 +102,11 @@ def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int
         counts: class name -> number of images.
     """
     known = {label for label in mapping.values() if label in SPELLINGS}
-    odd = [name for name, label in mapping.items() if label not in (None, *SPELLINGS) and fold_name(name) != "contempt"]
+    odd = [
+        name
+        for name, label in mapping.items()
+        if label not in (None, *SPELLINGS) and normalise_name(name) != "contempt"
+    ]
     if len(known) < 2 or not odd:
         return []
     shown = ", ".join(f"{name} ({count_noun(counts[name], 'image')})" for name in odd[:10]) + (
@@ -197,7 +203,7 @@ def compute_label_map(
 
 def _canonical(names: list[str]) -> list[str]:
     """Return the names in FER2013's spelling (unknown ones folded), or unchanged if two would become equal."""
-    changed = [CANONICAL.get(fold_name(name), fold_name(name)) for name in names]
+    changed = [CANONICAL.get(normalise_name(name), normalise_name(name)) for name in names]
     return changed if len(set(changed)) == len(names) else names
 
 

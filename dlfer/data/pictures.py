@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import MIN_SIDE, find_turn, match_channels, read_image
+from dlfer.data.images import MIN_SIDE, find_transposition, match_channels, read_image
 from dlfer.errors import DataError, shorten
 from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.runs.text import ShownModel
@@ -169,7 +169,7 @@ def _convert(image: Image.Image, name: str) -> np.ndarray:
             f"{name}: found Pillow's image of {image.width} x {image.height} pixels, expected at least one pixel."
         )
     try:
-        turn = find_turn(image)
+        turn = find_transposition(image)
         upright = image if turn is None else image.transpose(turn)
         if "A" in upright.mode or "a" in upright.mode or "transparency" in upright.info:
             return _lay_over_white(np.asarray(upright.convert("RGBA")))

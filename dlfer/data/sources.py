@@ -17,7 +17,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
-from dlfer.data.files import fold_name
+from dlfer.data.files import normalise_name
 from dlfer.data.folder import NOT_DRAWN, SPLITS, list_classes, load_folder
 from dlfer.data.images import MIN_SIDE, resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
@@ -30,7 +30,7 @@ from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, P
 from dlfer.runs.files import read_npz
 from dlfer.runs.text import count_noun
 
-MOST_LABELS, MOST_NAMED = 10_000, 10
+MAX_LABELS, MAX_NAMED = 10_000, 10
 
 Loader = Callable[[DataConfig, int], DataBundle]
 
@@ -210,8 +210,8 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             )
         if empty:
             what = "learned from it" if key == "train" else "evaluated on it"
-            shown = ", ".join(empty[:MOST_NAMED]) + (
-                f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
+            shown = ", ".join(empty[:MAX_NAMED]) + (
+                f" and {len(empty) - MAX_NAMED:,} more" if len(empty) > MAX_NAMED else ""
             )
             notes.append(
                 f"{key} has no image of {shown}, so {'this class' if len(empty) == 1 else 'these classes'} cannot be {what}."
@@ -342,7 +342,7 @@ def count_labels(config: DataConfig) -> int | None:
     if config.source == "fer2013" or config.source.startswith("synthetic"):
         return None
     found = len(find_labels(config) or ())
-    return min(found, MOST_LABELS) if found > 1 else None
+    return min(found, MAX_LABELS) if found > 1 else None
 
 
 def find_labels(config: DataConfig) -> set[str] | None:
@@ -381,9 +381,11 @@ def _name_tfds_labels(config: DataConfig) -> list[str]:
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
     """Return the aliases and drops of the seven expressions, with the class names of the synthetic faces."""
     aliases = {
-        CANONICAL[fold_name(name)]: label for name, label in labels.aliases.items() if fold_name(name) in CANONICAL
+        CANONICAL[normalise_name(name)]: label
+        for name, label in labels.aliases.items()
+        if normalise_name(name) in CANONICAL
     }
-    dropped = [CANONICAL.get(fold_name(name), name) for name in labels.drop]
+    dropped = [CANONICAL.get(normalise_name(name), name) for name in labels.drop]
     return LabelsConfig(aliases=aliases, drop=tuple(n for n in dropped if n in SPELLINGS or n in aliases.values()))
 
 
@@ -394,7 +396,7 @@ def _shows_faces(config: DataConfig) -> bool:
     if config.source == "tfds":
         return False
     named = {*config.labels.aliases.values(), *config.labels.aliases, *config.labels.drop}
-    if any(fold_name(name) in CANONICAL for name in named):
+    if any(normalise_name(name) in CANONICAL for name in named):
         return True
     return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
 
@@ -437,10 +439,10 @@ def load_arrays(config: DataConfig) -> DataBundle:
     for key, prefix in prefixes.items():
         splits[key] = _to_split(path, arrays, key, prefix)
     most = max(int(split.targets.max()) for split in splits.values() if split is not None)
-    if "labels" not in arrays and most >= MOST_LABELS:
+    if "labels" not in arrays and most >= MAX_LABELS:
         raise DataError(
             f"{path}: the largest target is {most:,}, and there is no array labels; expected targets from 0 to the number of "
-            f"classes minus 1, at most {MOST_LABELS - 1:,}. Number the classes from 0 (numpy.unique(targets, "
+            f"classes minus 1, at most {MAX_LABELS - 1:,}. Number the classes from 0 (numpy.unique(targets, "
             "return_inverse=True) does), or add their names as labels."
         )
     labels = arrays["labels"] if "labels" in arrays else np.array([str(target) for target in range(most + 1)])
@@ -479,7 +481,7 @@ def _describe_unread_arrays(path: Path, arrays: dict[str, np.ndarray], prefixes:
         )
     if not unread:
         return ()
-    shown = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
+    shown = ", ".join(unread[:MAX_NAMED]) + (", ..." if len(unread) > MAX_NAMED else "")
     return (f"{path.name}: not read: {count_noun(len(unread), 'array')} ({shown}).",)
 
 

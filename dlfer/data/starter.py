@@ -26,7 +26,7 @@ from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, escape_text
 
-_MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000
+_MAX_DECODED, _MAX_PIXELS = 2000, 400_000_000
 """Limits of the images and pixels of a folder that are decoded, which takes seconds (ten on two busy cores)."""
 _LARGEST = 224
 """Largest image_size, in pixels, that is written."""
@@ -34,7 +34,7 @@ _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")
 
 
 @dataclass(frozen=True)
-class Survey:
+class FolderSummary:
     """The contents of the user's data: counts, labels and sizes of the images.
 
     Attributes:
@@ -68,7 +68,7 @@ class Survey:
         return max(self.counts["train"].values()) / max(1, min(self.counts["train"].values()))
 
 
-def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Survey:
+def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> FolderSummary:
     """Survey a folder of class folders; all images are decoded, or a sample if they are many or large.
 
     Args:
@@ -100,7 +100,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     for split, own in splits.items():
         counts[split] |= Counter(file.class_name for file in own if file.id not in lost)
     sides = sorted(min(size) for size in sizes)
-    return Survey(
+    return FolderSummary(
         folder,
         counts,
         labels,
@@ -118,7 +118,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     )
 
 
-def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
+def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> FolderSummary:
     """Survey data of any kind that an experiment can read: a folder by `survey_folder`, a csv or .npz by loading it.
 
     Raises:
@@ -137,7 +137,7 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         for key, split in bundle.splits.items()
     }
     reading = bundle.reading.as_record()
-    return Survey(
+    return FolderSummary(
         given.csv or path,
         counts,
         bundle.labels,
@@ -175,7 +175,7 @@ def name_unzip(path: Path) -> tuple[str, str]:
     return f"unzip {shlex.quote(str(path))} -d {stem}", f"dlfer init {stem}"
 
 
-def format_starter(survey: Survey, *, name: str, file: Path) -> str:
+def format_starter(survey: FolderSummary, *, name: str, file: Path) -> str:
     """Return the text of a commented experiment for the surveyed data; `file` is the path it will be written to."""
     image_size = min(_LARGEST, max(48, 16 * round(survey.side / 16)))
     batch_size = 64 if survey.num_train >= 2000 else 32 if survey.num_train >= 200 else 8
@@ -282,12 +282,12 @@ def _look_at_images(folder: Path, names: list[str]) -> tuple[list[tuple[int, int
     Raises:
         DataError: no image can be read.
     """
-    sample = names[:: math.ceil(len(names) / _MOST_DECODED)]
+    sample = names[:: math.ceil(len(names) / _MAX_DECODED)]
     paths = [folder / name for name in sample]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         headers, problems = try_each(pool, read_header, paths, skip=True)
         num_pixels = sum(header[0] * header[1] for header in headers if header is not None)
-        step = max(1, math.ceil(num_pixels / _MOST_PIXELS))
+        step = max(1, math.ceil(num_pixels / _MAX_PIXELS))
         chosen = [path for path, header in zip(paths, headers, strict=True) if header is not None][::step]
         decoded, more = try_each(pool, lambda path: read_image(path).shape, chosen, skip=True)
     broken = {path for path, shape in zip(chosen, decoded, strict=True) if shape is None}
@@ -310,7 +310,7 @@ def _look_at_images(folder: Path, names: list[str]) -> tuple[list[tuple[int, int
     return sizes, unreadable, remarks
 
 
-def _format_counts(survey: Survey) -> list[str]:
+def _format_counts(survey: FolderSummary) -> list[str]:
     lines = []
     for split, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
@@ -319,7 +319,7 @@ def _format_counts(survey: Survey) -> list[str]:
     return [escape_text(" ".join(line.splitlines())) for line in lines]
 
 
-def _format_data(survey: Survey) -> str:
+def _format_data(survey: FolderSummary) -> str:
     lines = [f"source: {survey.source}", *format_yaml({"path": str(survey.folder)}).splitlines()]
     if survey.folders:
         lines += format_yaml({"folders": dict(survey.folders)}).splitlines()

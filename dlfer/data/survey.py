@@ -21,7 +21,7 @@ from dlfer.data.duplicates import (
 from dlfer.runs.audit_record import NoFaceImage, NoFaces, OutlierImage, OutlierSummary, Place
 
 FLAT_STD = 5.0
-MOST_LISTED = 100
+MAX_LISTED = 100
 ROBUST_Z = 3.5
 RULE = (
     "an outlier is more than 3.5 robust standard deviations (1.4826 median absolute deviations, of the logarithm of "
@@ -68,7 +68,7 @@ def find_outliers(kind: str, values: np.ndarray, where: Sequence[Place]) -> Outl
     if kind == "size":
         bounds = [float(np.exp(bound)) for bound in bounds]
     outside = np.flatnonzero(np.abs(z) > ROBUST_Z)
-    furthest = outside[np.argsort(-np.abs(z[outside]), kind="stable")][:MOST_LISTED]
+    furthest = outside[np.argsort(-np.abs(z[outside]), kind="stable")][:MAX_LISTED]
     median, low, high = (round(bound, 2) for bound in bounds)
     images = [OutlierImage(**where[row]._asdict(), value=round(float(values[row]), 2)) for row in furthest]
     return OutlierSummary(n=len(outside), median=median, low=low, high=high, images=images)
@@ -144,7 +144,7 @@ def find_no_faces(
     logs = np.log(np.maximum(distances, 1e-6))
     z, median, scale = compute_robust_z(logs[judged], 1e-3)
     far = judged[z > NO_FACE_ROBUST_Z]
-    furthest = far[np.argsort(-distances[far], kind="stable")][:MOST_LISTED]
+    furthest = far[np.argsort(-distances[far], kind="stable")][:MAX_LISTED]
     return NoFaces(
         n=len(far),
         threshold=round(float(np.exp(median + NO_FACE_ROBUST_Z * scale)), 5),
@@ -153,7 +153,7 @@ def find_no_faces(
     )
 
 
-_MOST_PAIRS = 2000
+_MAX_PAIRS = 2000
 _BLOCK = 1024
 
 
@@ -216,8 +216,8 @@ def survey_images(splits: Sequence[Split]) -> Survey:
         for split in range(len(splits)):
             has_duplicate_in[left[present[right, split]], split] = True
             has_duplicate_in[right[present[left, split]], split] = True
-        if taken[flipped] < _MOST_PAIRS:
-            samples[flipped].append(np.stack([left, right], axis=1)[: _MOST_PAIRS - taken[flipped]])
+        if taken[flipped] < _MAX_PAIRS:
+            samples[flipped].append(np.stack([left, right], axis=1)[: _MAX_PAIRS - taken[flipped]])
             taken[flipped] += len(samples[flipped][-1])
     ids = np.concatenate([split.ids for split in splits])
     sources = number_sources(ids)

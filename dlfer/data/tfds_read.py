@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.data.bundle import WHOLE, Share
-from dlfer.data.images import make_plain
+from dlfer.data.images import normalise_for_tensorflow
 from dlfer.errors import ConfigError, DataError, shorten
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
 
 
 def _make_plain(contents: bytes, name: bytes) -> bytes:
-    return make_plain(contents, os.fsdecode(name))
+    return normalise_for_tensorflow(contents, os.fsdecode(name))
 
 
 def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup: np.ndarray) -> Callable:

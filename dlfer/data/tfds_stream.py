@@ -124,7 +124,7 @@ HELD_OUT = 10
 
 SMALL_SIDE = 128
 """Side in pixels up to which square images of equal size are assumed to be cropped already."""
-NUM_LOOKED_AT = 64
+NUM_SAMPLED = 64
 _UNUSED, _UNLABELLED, _TOO_LARGE = "in splits that are not used (data.splits)", "without labels", "too many for memory"
 _FACES = re.compile(r"(?<!sur)face|celeb|emotion|expression|affectnet|jaffe|(?<![a-z])(fer|raf|ck)(?![a-z])", re.I)
 
@@ -205,7 +205,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
         reads[split] = make_record_reader(builder, own, image_key, label_key)
         counts[split] = (num, make_label_counter(builder, own, label_key, lookup))
     height, width = features[image_key].shape[:2]
-    sizes = [(height, width)] if height and width else _look_at_sizes(reads["train"])
+    sizes = [(height, width)] if height and width else _sample_record_sizes(reads["train"])
     crops = _choose_crops(config, labels, sizes)
     splits = {}
     for split, wanted in chosen.items():
@@ -271,7 +271,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     absent = [label for index, label in enumerate(labels) if not (found["train"][1] == index).any()]
     if absent:
         raise DataError(f"{root}: train has no image of {', '.join(absent)}; a class needs images to be learned.")
-    sizes = _look_at_files(root, found["train"][0])
+    sizes = _sample_file_sizes(root, found["train"][0])
     crops = _choose_crops(config, labels, sizes)
     streams = {}
     for split, (ids, targets) in found.items():
@@ -325,15 +325,15 @@ def _hold_out(
     }
 
 
-def _look_at_files(root: Path, ids: np.ndarray) -> list[tuple[int, int]]:
+def _sample_file_sizes(root: Path, ids: np.ndarray) -> list[tuple[int, int]]:
     """Return (height, width) of a sample of the files, spread evenly; files that cannot be decoded are skipped."""
-    rows = np.unique(np.linspace(0, len(ids) - 1, NUM_LOOKED_AT).astype(int))
+    rows = np.unique(np.linspace(0, len(ids) - 1, NUM_SAMPLED).astype(int))
     return _measure(root / name for name in ids[rows])
 
 
-def _look_at_sizes(read: Read) -> list[tuple[int, int]]:
+def _sample_record_sizes(read: Read) -> list[tuple[int, int]]:
     """Return (height, width) of the first images that a reader of records yields."""
-    examples = read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator()
+    examples = read(None, 0, WHOLE).take(NUM_SAMPLED).as_numpy_iterator()
     return _measure(io.BytesIO(encoded) for encoded, _, _ in examples)
 
 
@@ -353,7 +353,7 @@ def _measure(sources: Iterable[Path | io.BytesIO]) -> list[tuple[int, int]]:
 
 
 def _has_labels(read: Read) -> bool:
-    return all(target >= 0 for _, target, _ in read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator())
+    return all(target >= 0 for _, target, _ in read(None, 0, WHOLE).take(NUM_SAMPLED).as_numpy_iterator())
 
 
 def _choose_crops(

@@ -16,9 +16,9 @@ import numpy as np
 
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import split_ids
-from dlfer.data.files import fold_name
+from dlfer.data.files import normalise_name
 from dlfer.data.labels import CANONICAL, SPELLINGS
-from dlfer.data.survey import MOST_LISTED
+from dlfer.data.survey import MAX_LISTED
 from dlfer.errors import DataError, MissingDataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.runs.audit_record import ContestedImage, VoteShares, VoteSummary
@@ -165,7 +165,7 @@ def merge_columns(votes: Votes, aliases: Mapping[str, str]) -> Votes:
 
 def _name_meaning(name: str) -> str:
     """Return a key that is equal for all spellings of an expression."""
-    return CANONICAL.get(fold_name(name), fold_name(name))
+    return CANONICAL.get(normalise_name(name), normalise_name(name))
 
 
 def align_votes(votes: Votes, splits: list[Split], num_rows: int | None = None) -> list[np.ndarray]:
@@ -235,7 +235,7 @@ def score_votes(votes: Votes, splits: list[Split], labels: tuple[str, ...], num_
     names = np.repeat([split.name for split in splits], [len(split) for split in splits])[voted]
     ids = np.concatenate([split.ids for split in splits])[voted]
     agrees = compute_agreement(counts, lookup[targets])
-    ceiling = compute_ceiling(counts)
+    ceiling = compute_annotator_agreement(counts)
     shares = {
         split.name: VoteShares(
             agreement=_estimate_share(agrees[names == split.name]),
@@ -266,7 +266,7 @@ def compute_agreement(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return first[np.arange(len(counts)), chosen] / first.sum(axis=1)
 
 
-def compute_ceiling(counts: np.ndarray) -> np.ndarray:
+def compute_annotator_agreement(counts: np.ndarray) -> np.ndarray:
     """Return float64 [N] in [0, 1]: the probability that a voter agrees with the plurality of the image's other voters.
 
     It is the mean over the voters; if k columns tie for the plurality of the others, agreement with one of
@@ -286,7 +286,7 @@ def compute_ceiling(counts: np.ndarray) -> np.ndarray:
 
 def _match_header(path: Path, header: list[str]) -> tuple[list[str], list[int]]:
     """Return the names of all columns in lower case, and the positions of the columns of votes."""
-    names = [fold_name(name) for name in header]
+    names = [normalise_name(name) for name in header]
     columns = [place for place, name in enumerate(names) if name not in _BESIDE]
     if len(columns) < 2 or not set(_COLUMNS) & set(names):
         raise DataError(
@@ -357,8 +357,8 @@ def find_column(votes: Votes, label: str) -> int:
     Raises:
         DataError: there is no such column, or several.
     """
-    spellings = {fold_name(label), *SPELLINGS.get(label, ())}
-    found = [place for place, name in enumerate(votes.columns) if fold_name(name) in spellings]
+    spellings = {normalise_name(label), *SPELLINGS.get(label, ())}
+    found = [place for place, name in enumerate(votes.columns) if normalise_name(name) in spellings]
     if len(found) != 1:
         number = f"{len(found)} columns" if found else "no column"
         raise DataError(
@@ -384,7 +384,7 @@ def _list_contested(
     several = np.flatnonzero(counts.sum(axis=1) >= 2)
     shares = counts[several] / counts[several].sum(axis=1, keepdims=True)
     entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1).round(9)
-    order = several[np.lexsort((ids[several], -entropy, shares.max(axis=1)))][:MOST_LISTED]
+    order = several[np.lexsort((ids[several], -entropy, shares.max(axis=1)))][:MAX_LISTED]
     listed = []
     for row in order:
         most, total = int(counts[row].max()), int(counts[row].sum())

@@ -35,7 +35,7 @@ from dlfer.predict.engines import load_engine
 from dlfer.report.card import find_terms
 from dlfer.report.page import try_experiment
 from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.changes import settle_changes
+from dlfer.runs.changes import accept_or_refuse_changes
 from dlfer.runs.files import link_file, read_npz, write_npz
 from dlfer.runs.find import find_model, read_about
 from dlfer.runs.records import ArtifactRecord, TeacherRecord, WeightsOrigin
@@ -198,13 +198,13 @@ def mix_targets(
 
 
 def _settle_teachers(run: Run, teachers: Sequence[Teacher], session: Session) -> None:
-    """Compare the teachers with those that the run began with, and reject or record changes by `settle_changes`."""
+    """Compare the teachers with those that the run began with, and reject or record changes by `accept_or_refuse_changes`."""
     changes = []
     for before, teacher in zip(run.record.teachers, teachers, strict=False):
         if before.sha256 != teacher.artifact.sha256:
             now = TeacherRecord(name=teacher.name, sha256=teacher.artifact.sha256).format_digests()
             changes.append(f"finetune.distill.teacher: {before.name} was {before.format_digests()}, and is {now}")
-    settle_changes(run, changes, accept=session.options.accept_changes)
+    accept_or_refuse_changes(run, changes, accept=session.options.accept_changes)
 
 
 def _describe(
@@ -323,7 +323,7 @@ def _predict(teacher: Teacher, bundle: DataBundle, session: Session) -> np.ndarr
                 reason=reason,
             )
         found.append(engine.predict(images[start : start + _IMAGES_AT_A_TIME]))
-        session.listener.finish_part(
+        session.listener.report_progress(
             f"answers of {teacher.name}", min(start + _IMAGES_AT_A_TIME, len(images)), len(images)
         )
     return np.concatenate(found)[:, columns]

@@ -24,19 +24,19 @@ from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
 from dlfer.data.duplicates import hash_images, shorten_digests
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
-from dlfer.data.files import fold_name
+from dlfer.data.files import normalise_name
 from dlfer.data.given import GivenData, parse_split
 from dlfer.data.labels import CANONICAL, map_targets
 from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, DataError, MissingDataError, ModelError, UserError
 from dlfer.experiment.extras import PLAIN, Extras, check_extras, choose_changes, compute_extra_metrics, keep_extras
 from dlfer.experiment.lineage import trace_model
-from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
-from dlfer.export.images import load_held, take_usage
+from dlfer.experiment.splits import EvaluationDuplicates, find_judged_duplicates
+from dlfer.export.images import load_in_memory_splits, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.predict.engines import Engine, load_engine
-from dlfer.predict.foreign import BATCH, OUTPUTS, ForeignModel, open_foreign, parse_input, to_probabilities
+from dlfer.predict.external import BATCH, OUTPUTS, ExternalModel, open_external, parse_input, to_probabilities
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.files import hash_file, read_npz
@@ -44,7 +44,7 @@ from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import LAST_EPOCH, ForeignModelRecord, JudgedOn, Metrics
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, SplitRecord, Temperature
 from dlfer.runs.run import CONFIG_FILE, Run
-from dlfer.runs.run_records import count_openings, log_opening, pass_read_only, read_metrics
+from dlfer.runs.run_records import count_openings, ignore_read_only, log_opening, read_metrics
 from dlfer.runs.text import count_noun
 
 
@@ -83,7 +83,7 @@ def evaluate_with_predictions(
         `test` has the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
         trained or selected the model, if the run's data is available or the csv contains the same; `duplicates` has the
         counts. Temperature and threshold are those that the run fitted on validation. `judged_on.used_for` says whether
-        the model was trained, selected or calibrated on these images; see `tell_use`.
+        the model was trained, selected or calibrated on these images; see `get_previous_use`.
 
     Raises:
         UserError: the model or the data is not found, or the data does not fit the model.
@@ -114,7 +114,7 @@ def evaluate_with_predictions(
     # If the run's own data is split in another way, its test split may contain images that trained the run.
     is_redivided = is_own and given is not None and _has_trained(run, split)
     is_own = is_own and not is_redivided
-    used_for = "training" if is_redivided else tell_use(trained, split, is_own=is_own)
+    used_for = "training" if is_redivided else get_previous_use(trained, split, is_own=is_own)
     is_validation = used_for in ("selection", "calibration")
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
@@ -124,7 +124,7 @@ def evaluate_with_predictions(
         names = [found.name for found in (DataRecord.read(run.path) or DataRecord()).splits.values()]
         fingerprint = None if is_own and (split.name in names or not names) else compute_fingerprint(split)
         opened = count_openings(run.path, fingerprint)
-        with pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
+        with ignore_read_only(run, f"this evaluation on {split.name} is not counted there", say):
             opened = log_opening(run, split.name, len(split), fingerprint=fingerprint)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
@@ -148,7 +148,7 @@ def evaluate_with_predictions(
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None
     if is_whole:
-        with pass_read_only(run, "what was evaluated here is not kept there", say):
+        with ignore_read_only(run, "what was evaluated here is not kept there", say):
             if keep_extras(run, of_run, found) and say is not None:
                 say(f"kept in {run.path}; dlfer report {shlex.quote(str(run.path))} writes its report with them")
     more = choose_changes(extras, found)
@@ -173,7 +173,7 @@ def _score(
     record: ArtifactRecord,
     predictions: Predictions,
     *,
-    duplicates: JudgedDuplicates | None,
+    duplicates: EvaluationDuplicates | None,
     seen: str | None = None,
     is_own: bool,
     test_opened: int | None,
@@ -192,7 +192,7 @@ def _score(
             abstain=None if of_run is None else of_run.abstain,
             test_opened=test_opened,
         ),
-        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without_duplicates(),
     )
 
 
@@ -226,7 +226,7 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
     return None
 
 
-def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
+def get_previous_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
     """Return what a model used a split for: "training", "selection", "calibration" (without selection), or None.
 
     Args:
@@ -337,14 +337,14 @@ def _choose_split(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[
 
 
 def load_split(
-    path: Path, wanted: str | None, classifier: Engine | ForeignModel, say: Callable[[str], None] | None
+    path: Path, wanted: str | None, classifier: Engine | ExternalModel, say: Callable[[str], None] | None
 ) -> tuple[Split, tuple[str, ...], GivenData]:
     """Return the split to evaluate on, by default the first of test, validation and train, its labels, and its source.
 
     Raises:
         UserError: there are no images, or the wanted split is absent.
     """
-    held, labels, given = load_held(path, classifier, say)
+    held, labels, given = load_in_memory_splits(path, classifier, say)
     if not held:
         raise UserError(f"{path}: found no images to evaluate on.")
     if wanted is not None and wanted not in held:
@@ -369,9 +369,9 @@ class FileModel:
 
     Attributes:
         path: of the file.
-        input: the input format, in the syntax of `dlfer.predict.foreign.parse_input`.
+        input: the input format, in the syntax of `dlfer.predict.external.parse_input`.
         labels: of the outputs, in order.
-        output: one of `dlfer.predict.foreign.OUTPUTS`.
+        output: one of `dlfer.predict.external.OUTPUTS`.
         ignore: labels whose outputs are excluded.
         temperature: the number above 0 that logits are divided by for calibrated probabilities; None: unknown.
     """
@@ -419,7 +419,7 @@ class AlignedModel:
     """
 
     given: FileModel
-    opened: ForeignModel
+    opened: ExternalModel
     alignment: Alignment
 
     @property
@@ -481,7 +481,7 @@ def evaluate_file(
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=temperature,
         ),
-        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without_duplicates(),
     )
     found = compute_extra_metrics(extras, aligned, {"test": split}, {"test": predictions}, say=say)
     more: dict[str, Any] = choose_changes(extras, found)
@@ -492,7 +492,7 @@ def evaluate_file(
     return metrics.model_copy(update=more), predictions
 
 
-def _open(model: FileModel) -> tuple[list[int], ForeignModel]:
+def _open(model: FileModel) -> tuple[list[int], ExternalModel]:
     """Return the columns of a model's outputs to keep, and the loaded model.
 
     Raises:
@@ -508,7 +508,7 @@ def _open(model: FileModel) -> tuple[list[int], ForeignModel]:
     if model.output not in OUTPUTS:
         raise UserError(f"--output: found {model.output!r}, expected one of {', '.join(OUTPUTS)}.")
     given, columns = parse_input(model.input), choose_columns(model.labels, model.ignore)
-    return columns, open_foreign(model.path, given, len(model.labels))
+    return columns, open_external(model.path, given, len(model.labels))
 
 
 def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[int]:
@@ -517,7 +517,7 @@ def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[in
     Raises:
         UserError: a label is empty or repeated, an ignored one is not among them, or fewer than two are left.
     """
-    names = [fold_name(label) for label in labels]
+    names = [normalise_name(label) for label in labels]
     twice = [label for label, name in zip(labels, names, strict=True) if Counter(names)[name] > 1]
     if twice or not all(names):
         raise UserError(
@@ -525,11 +525,11 @@ def choose_columns(labels: Sequence[str], ignore: Sequence[str] = ()) -> list[in
             "output, in the order of the outputs."
         )
     known = {*names, *map(_get_name, labels)}
-    unknown = [label for label in ignore if fold_name(label) not in known and _get_name(label) not in known]
+    unknown = [label for label in ignore if normalise_name(label) not in known and _get_name(label) not in known]
     if unknown:
         raise UserError(f"--ignore: found {', '.join(unknown)}, expected some of --labels {','.join(labels)}.")
     # Ignore the output of exactly this name, or, if there is none, those with another spelling of it.
-    ignored = {name if (name := fold_name(label)) in names else _get_name(label) for label in ignore}
+    ignored = {name if (name := normalise_name(label)) in names else _get_name(label) for label in ignore}
     kept = [index for index, label in enumerate(labels) if not {names[index], _get_name(label)} & ignored]
     if len(kept) < 2:
         raise UserError(f"--labels: found {len(kept)} that are not ignored, expected two or more.")
@@ -565,8 +565,8 @@ def _match_columns(labels: Sequence[str], own: Sequence[str], kept: Sequence[int
 
     Another spelling of an expression matches only if exactly one label and one output for this expression are left.
     """
-    exact = {fold_name(own[column]): column for column in kept}
-    matched = [exact.get(fold_name(label)) for label in labels]
+    exact = {normalise_name(own[column]): column for column in kept}
+    matched = [exact.get(normalise_name(label)) for label in labels]
     rest = Counter(_get_name(label) for label, column in zip(labels, matched, strict=True) if column is None)
     left = [column for column in kept if column not in matched]
     of_name = Counter(_get_name(own[column]) for column in left)
@@ -608,10 +608,10 @@ def read_labels(text: str) -> tuple[str, ...]:
 
 def _get_name(label: str) -> str:
     """Return the name by which labels are compared: that of the expression in FER2013, or else the normalised label."""
-    return CANONICAL.get(fold_name(label), fold_name(label))
+    return CANONICAL.get(normalise_name(label), normalise_name(label))
 
 
-def _find_duplicates(split: Split, csv: Path) -> JudgedDuplicates | None:
+def _find_duplicates(split: Split, csv: Path) -> EvaluationDuplicates | None:
     """Return the duplicates in the csv's Training and, unless that is evaluated, PublicTest; None without Training."""
     rows = load_fer2013_usage(csv, None)
     train, public = take_usage(rows, "Training"), take_usage(rows, "PublicTest")

@@ -15,7 +15,7 @@ from dlfer.config.sections import BoostingConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import add_copies, balance_indices, compute_class_weights
 from dlfer.errors import ConfigError, DataError
-from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
+from dlfer.experiment.fit_network import Fitted, build_finetune_network, compute_cost, explain_stage, make_job, pretrain
 from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.model.families import BoostedClassifier, LevelFeatures, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
@@ -23,7 +23,7 @@ from dlfer.model.trees import FeatureScale, import_xgboost
 from dlfer.runs.run import Run, format_duration
 from dlfer.runs.run_records import BoostingRecord
 from dlfer.runs.text import count_noun
-from dlfer.train.boosting import Extraction, Rows, compute_importance, extract_features, grow_trees
+from dlfer.train.boosting import Extraction, TreeData, compute_importance, extract_features, grow_trees
 from dlfer.train.cluster import Device, choose_device
 from dlfer.train.plan import describe_network
 from dlfer.train.state import StageResult
@@ -37,8 +37,8 @@ rounds of 2,000 to 28,700 rows by 1,488 features, with depths 3 and 6 and a fift
 class _Extracted:
     """The features for the trees, and the cost of computing them."""
 
-    train: Rows
-    validation: Rows
+    train: TreeData
+    validation: TreeData
     labels: tuple[str, ...]
     scale: FeatureScale
     images: int
@@ -60,7 +60,7 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
     _check(config, bundle)
     config = with_overrides(config, {"experiment.precision": "float32"})
     pretrained = pretrain(run, config, session, device) if config.pretrain else None
-    network = build_carried_network(run, config, session, bundle, pretrained)
+    network = build_finetune_network(run, config, session, bundle, pretrained)
     features = build_level_features(network, config.model, config.boosting)
     network.backbone.trainable = False
     describe_network(network, config.model, has_head=False).write(run.path)
@@ -134,8 +134,8 @@ def _extract(
     values, targets = train.values[rows], split.targets[rows]
     scale = FeatureScale.fit(config.boosting.normalize.features, features.levels, values)
     return _Extracted(
-        Rows(scale.apply(values), targets, compute_row_weights(config, targets, len(bundle.labels))),
-        Rows(scale.apply(validation.values), bundle.validation.targets),
+        TreeData(scale.apply(values), targets, compute_row_weights(config, targets, len(bundle.labels))),
+        TreeData(scale.apply(validation.values), bundle.validation.targets),
         bundle.labels,
         scale,
         len(split) + len(bundle.validation),
@@ -258,7 +258,7 @@ def _check(config: ExperimentConfig, bundle: DataBundle) -> None:
         )
 
 
-def _describe_weights(rows: Rows, labels: tuple[str, ...]) -> dict[str, float] | None:
+def _describe_weights(rows: TreeData, labels: tuple[str, ...]) -> dict[str, float] | None:
     """Return label -> weight of each of its rows, without the labels that have no rows; None without weights."""
     if rows.weights is None:
         return None

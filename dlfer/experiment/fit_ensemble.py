@@ -428,7 +428,7 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence
         view=view,
         paired=compared.model_copy(update={"part": names[-1]}),
         milestones=milestones,
-        growth=_average_first(answers, members, names, view=view),
+        growth=_compute_growth(answers, members, names, view=view),
         final_labels=[
             *(
                 find_final_labels(member.name, answers.make(names[-1], values))
@@ -440,7 +440,7 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence
     return {"members": members, "combinations": combinations, "ensemble": ensemble}
 
 
-def _average_first(
+def _compute_growth(
     answers: Answers, members: Sequence[MemberMetrics], names: Sequence[str], *, view: str
 ) -> list[EnsembleGrowth]:
     """Return metrics of the average of the best k members on validation, for k from 1 to all."""
@@ -529,7 +529,7 @@ def fit_ensemble(
         trained=trained,
     )
     for member in members:
-        classifier.keep_folder(member.name, member.folder)
+        classifier.set_member_folder(member.name, member.folder)
 
     return FittedEnsemble(classifier, _sum_costs(members), answers=answers)
 

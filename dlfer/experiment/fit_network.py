@@ -19,10 +19,10 @@ from dlfer.metrics.predictions import Predictions
 from dlfer.model.classifier import Classifier
 from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
-from dlfer.model.transfer import carry_backbone
+from dlfer.model.transfer import transfer_backbone
 from dlfer.model.vggface2 import NUM_IMAGES
 from dlfer.report.pictures import write_augmented_page
-from dlfer.runs.changes import PRETRAIN_IMAGES_FILE, settle_images
+from dlfer.runs.changes import PRETRAIN_IMAGES_FILE, check_changed_images
 from dlfer.runs.metrics_record import MilestoneMetrics
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
@@ -53,7 +53,7 @@ class Fitted:
 def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
     """Obtain EF-FER1 if there is one, load its backbone, and fine-tune EF-FER2; a stopped run is continued."""
     pretrained = pretrain(run, config, session, device) if config.pretrain else None
-    network = build_carried_network(run, config, session, bundle, pretrained)
+    network = build_finetune_network(run, config, session, bundle, pretrained)
     job = make_job("finetune", config, config.experiment.seed, run, session, device)
     if pretrained is None:
         job = _unfreeze(run, job)
@@ -113,7 +113,7 @@ def _load_pretraining_data(run: Run, config: ExperimentConfig, session: Session)
     """Return EF-FER1's data after checking that it has not changed since the run began."""
     bundle = session.load_bundle(config.pretrain)
     accept = session.options.accept_changes
-    settle_images(run, index_images(bundle), file=PRETRAIN_IMAGES_FILE, accept=accept)
+    check_changed_images(run, index_images(bundle), file=PRETRAIN_IMAGES_FILE, accept=accept)
     return bundle
 
 
@@ -130,7 +130,7 @@ def draw_images(split: Split | StreamedSplit, number: int, *, seed: int) -> np.n
     return np.concatenate(found)[:number]
 
 
-def build_carried_network(
+def build_finetune_network(
     run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, pretrained: Pretrained | None
 ) -> TransferNetwork:
     """Build EF-FER2, load the backbone of EF-FER1 if there is one, and record which weights were loaded."""
@@ -138,7 +138,7 @@ def build_carried_network(
     keras.utils.set_random_seed(config.experiment.seed)
     network = build_stage_network(config, config.finetune, bundle)
     if pretrained is not None:
-        record = carry_backbone(pretrained.folder, network)
+        record = transfer_backbone(pretrained.folder, network)
         record.write(run.path)
         if record.branches:
             run.update(branches=record.summarize_branches())

@@ -31,11 +31,11 @@ from dlfer.runs.files import check_writable
 from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.machine import get_memory_bytes
 
-MOST_EPOCHS = 1_000_000
+MAX_EPOCHS = 1_000_000
 _HOST = ("storage.googleapis.com", 443)
 """Host and port that Keras downloads published weights from."""
 _NETWORK_SECONDS = 3.0
-_MOST_CELLS, _MOST_NAMED = 200, 3
+_MAX_CELLS, _MAX_NAMED = 200, 3
 _WEIGHTS_SUFFIXES, _BACKBONE_FILE = (".h5", ".keras"), "backbone.json"
 _DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
 """Source of synthetic images -> bytes of one image in memory."""
@@ -74,9 +74,9 @@ def find_obstacles(
         *_examine_folder(runs_folder),
     ]
     for line, names in found.items():
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         is_everywhere = "" in names or len(names) == len(variants)
-        lines.append(line if is_everywhere else f"{', '.join(names[:_MOST_NAMED])}{more}: {line}")
+        lines.append(line if is_everywhere else f"{', '.join(names[:_MAX_NAMED])}{more}: {line}")
     return list(dict.fromkeys(lines))
 
 
@@ -107,7 +107,7 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
     """Yield the (name, config) of everything to train: the experiment, or its study's cells or arms, and members."""
     variants: list[tuple[str, Mapping[str, Any]]] = [("", {})]
     if kind in ("sweep", "cross_validation") and config.sweep is not None:
-        variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MOST_CELLS]]
+        variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MAX_CELLS]]
     elif kind == "ablation":
         of_without = {"pretrain": None, **config.ablation.without}
         name_of_with = "ablation.with" if config.ablation.with_keys else ""
@@ -161,7 +161,7 @@ def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
             list_levels(config.model.backbone, config.model.feature_level)
         except ModelError as error:
             yield str(error)
-    yield from _examine_room(names)
+    yield from _check_memory(names)
     if smoke:
         return
     if config.pretrain is not None and config.pretrain.weights is not None:
@@ -192,8 +192,8 @@ def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterat
     """Yield problems of numbers that are too large to train with, except in smoke runs, which reduce them."""
     if smoke:
         return
-    if section.epochs > MOST_EPOCHS:
-        yield f"{stage}.epochs: found {section.epochs:,}, expected at most {MOST_EPOCHS:,}; such a training never ends."
+    if section.epochs > MAX_EPOCHS:
+        yield f"{stage}.epochs: found {section.epochs:,}, expected at most {MAX_EPOCHS:,}; such a training never ends."
     memory = get_memory_bytes()
     if memory is None:
         return
@@ -426,7 +426,7 @@ def _find_existing(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
-def _examine_room(names: tuple[str, ...]) -> Iterator[str]:
+def _check_memory(names: tuple[str, ...]) -> Iterator[str]:
     """Yield a problem if the weights and the optimiser state of a network do not fit in memory."""
     memory = get_memory_bytes()
     taken = sum(BACKBONES[name].num_parameters_without_top for name in names) * 4 * _COPIES

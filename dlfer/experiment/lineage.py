@@ -80,7 +80,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LearnedImages:
     """The images of one stage that a model has learned from, from the list made by `index_images`.
 
     Attributes:
@@ -111,7 +111,7 @@ class Seen:
         load: Callable[[], DataBundle | None],
         *,
         shape: Sequence[int] | None = None,
-    ) -> Seen:
+    ) -> LearnedImages:
         """Return an instance from a list of images; `shape` is that of the images if the list lacks it."""
         none = np.zeros(0, "S16")
         found = lists["train_shape"].tolist() if "train_shape" in lists else shape
@@ -130,7 +130,7 @@ class Seen:
         """Return whether its ids mean the same images as those of a data section."""
         return None not in (self.ids, self.data, data) and have_same_source(self.data, data)
 
-    def can_tell(self, split: Split, data: DataConfig | None) -> bool:
+    def is_comparable(self, split: Split, data: DataConfig | None) -> bool:
         """Return whether images of a split can be found among these, by ids or by digests of the same shape."""
         return self.is_same(data) or self.shape in (None, split.images.shape[1:])
 
@@ -153,7 +153,7 @@ class Seen:
     def find(self, judged: Split, data: DataConfig | None, *, with_selection: bool) -> Duplicates | None:
         """Return the duplicates of `judged` among these images, only exact ones if these are absent; None: unknown."""
         bundle = self.load()
-        if bundle is None and not self.can_tell(judged, data):
+        if bundle is None and not self.is_comparable(judged, data):
             return None
         lists = [(self.digests, self.ids), (self.selected, self.selected_ids)][: 1 + with_selection]
         digests, none = shorten_digests(hash_images(judged.images)), np.zeros(len(judged), bool)
@@ -183,7 +183,7 @@ class History:
         unknown: the roles in which the model has also learned from unknown images.
     """
 
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[LearnedImages, ...] = ()
     unknown: frozenset[str] = frozenset()
 
     def __or__(self, other: History) -> History:
@@ -196,11 +196,13 @@ class History:
 
     def is_known(self, split: Split, data: DataConfig | None) -> bool:
         """Return whether the image lists suffice to tell which images of a split the model learned from."""
-        return not self.unknown and all(seen.can_tell(split, data) for seen in self.seen)
+        return not self.unknown and all(seen.is_comparable(split, data) for seen in self.seen)
 
     def is_counted(self, split: Split, data: DataConfig | None) -> bool:
         """Return whether lists or available images suffice to tell which images of a split the model learned from."""
-        return not self.unknown and all(seen.can_tell(split, data) or seen.load() is not None for seen in self.seen)
+        return not self.unknown and all(
+            seen.is_comparable(split, data) or seen.load() is not None for seen in self.seen
+        )
 
     def count(self, split: Split, own: Split | StreamedSplit, data: DataConfig | None) -> Found:
         """Return how many images of a split the model learned from, ignoring copies of images in `own`, its train."""
@@ -354,7 +356,7 @@ class _Tracer:
             lists = lists if bundle is None else index_images(bundle)
         if "train_digests" in lists:
             data = None if stage is None else stage.data
-            self._seen.append(Seen.from_lists(role, data, lists, load, shape=train.shape))
+            self._seen.append(LearnedImages.from_lists(role, data, lists, load, shape=train.shape))
         else:
             self._unknown.add(role)
 

@@ -36,31 +36,31 @@ from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.lineage import History, index_images, trace_pretraining
 from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
 from dlfer.experiment.splits import (
-    JudgedDuplicates,
+    EvaluationDuplicates,
     compute_run_metrics,
     describe_data,
     find_run_duplicates,
     predict_splits,
     sort_errors,
 )
-from dlfer.explain.figures import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
+from dlfer.explain.figures import MAX_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import DID_NOT_LEARN, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.families import EnsembleClassifier
 from dlfer.report.card import write_card
-from dlfer.report.headline import describe_duplicates, find_without, format_without
+from dlfer.report.headline import describe_duplicates, format_accuracy, get_metrics_without_duplicates
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.changes import settle_images, settle_start
+from dlfer.runs.changes import check_changed_images, check_changes_since_start
 from dlfer.runs.find import open_run
 from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.metrics_record import LAST_EPOCH, Metrics
 from dlfer.runs.records import About, DataRecord, OnnxRecord, RunRecord, WeightsOrigin
-from dlfer.runs.run import Run, tell_time
+from dlfer.runs.run import Run, format_utc_now
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
 from dlfer.runs.trackers import make_trackers
 from dlfer.train.cluster import Device, choose_device, set_determinism
@@ -207,13 +207,13 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
 def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
     say = session.listener.say
     accept = session.options.accept_changes
-    settle_start(run, accept=accept, backend=keras.backend.backend())
+    check_changes_since_start(run, accept=accept, backend=keras.backend.backend())
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     set_determinism(config.experiment)
     run.update(status="running", device=device.as_dict())
 
     bundle = session.load_bundle(config.finetune)
-    settle_images(run, index_images(bundle), accept=accept)
+    check_changed_images(run, index_images(bundle), accept=accept)
     bundle = distill(run, config, session, bundle)
     if not run.record.judge_test:
         bundle = replace(bundle, test=None)
@@ -237,7 +237,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     _draw_explanations(run, fitted.classifier, bundle, predictions)
     say(describe_outcome(metrics))
     _warn_of_learning(run, predictions.get("train"), session)
-    card, ended = write_card(run.path), tell_time()
+    card, ended = write_card(run.path), format_utc_now()
     say(f"report: {write_report(run.path, ending={'status': 'finished', 'finished': ended})}")
     say(f"model card: {card}")
     run.finish(at=ended)
@@ -260,7 +260,7 @@ def _trace_pretraining(run: Run, config: ExperimentConfig, session: Session) -> 
     return trace_pretraining(config, session.load_bundle)
 
 
-def _warn_of_leak(run: Run, duplicates: JudgedDuplicates | None, session: Session) -> None:
+def _warn_of_leak(run: Run, duplicates: EvaluationDuplicates | None, session: Session) -> None:
     """Warn on the terminal and in run.json, for report and card, of evaluated images that leak from EF-FER1's data."""
     text = None if duplicates is None else duplicates.describe_leak()
     if text is not None and not run.is_smoke:
@@ -374,7 +374,7 @@ def _compute_metrics(
     run: Run,
     config: ExperimentConfig,
     bundle: DataBundle,
-    duplicates: JudgedDuplicates | None,
+    duplicates: EvaluationDuplicates | None,
     fitted: Fitted,
     predictions: dict[str, Predictions],
     extras: Extras,
@@ -478,8 +478,8 @@ def describe_outcome(metrics: Metrics) -> str:
 
 def _describe_duplicates(metrics: Metrics) -> str:
     """Return the lines of the headline about duplicates, each preceded by a line break."""
-    without, described = find_without(metrics), describe_duplicates(metrics)
-    lines = [f"without duplicates: accuracy {format_without(without)}"] if without else []
+    without, described = get_metrics_without_duplicates(metrics), describe_duplicates(metrics)
+    lines = [f"without duplicates: accuracy {format_accuracy(without)}"] if without else []
     return "".join(f"\n{line}" for line in [*lines, *([described] if described else [])])
 
 
@@ -504,7 +504,7 @@ def _draw_explanations(
     split, predicted, folder = getattr(bundle, name), predictions[name], run.path / "figures"
     if not isinstance(split, Split):
         return
-    rows = choose_examples(predicted, limit=1 if run.is_smoke else MOST_EXAMPLES)
+    rows = choose_examples(predicted, limit=1 if run.is_smoke else MAX_EXAMPLES)
     images = split.images[rows]
     targets = predicted.targets[rows].tolist()
     maps = [compute_occlusion(classifier.predict, *pair) for pair in zip(images, targets, strict=True)]

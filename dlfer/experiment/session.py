@@ -47,12 +47,12 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
             f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
         }
         if section.data is not None:
-            data, warning = _cut_down(section, batch_size)
+            data, warning = _shrink_data(section, batch_size)
             if stage == "pretrain" and warning:  # the synthetic images must differ from those for finetune
                 data = data.model_copy(update={"seed": (config.finetune.data.seed + 1) % 2**31})
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
-            if section.distill is not None and (warning or not _are_there(section.distill.names)):
+            if section.distill is not None and (warning or not _models_exist(section.distill.names)):
                 overrides[f"{stage}.distill"] = None
                 warnings.append(
                     f"--smoke: {stage}.distill left out: {', '.join(section.distill.names)} or the data is not here."
@@ -72,7 +72,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
     return with_overrides(config, overrides), warnings
 
 
-def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | None]:
+def _shrink_data(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | None]:
     # Two batches must remain after a fifth is split off twice, for test and for validation.
     num_images = 2 * NUM_BATCHES * batch_size
     counts = type(section.data.num_images)(**dict.fromkeys(("train", "validation", "test"), num_images))
@@ -88,7 +88,7 @@ def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | 
     return data, None
 
 
-def _are_there(names: Iterable[str]) -> bool:
+def _models_exist(names: Iterable[str]) -> bool:
     """Return whether all models of these names exist."""
     try:
         return all(find_model(path if (path := resolve_path(name)).exists() else name) for name in names)
@@ -214,7 +214,7 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     )
 
 
-def lead_or_follow(
+def run_as_chief_or_worker(
     work: Callable[[], Path | None], config: Callable[[], ExperimentConfig], options: RunOptions
 ) -> Path | None:
     """Execute `work` if this process is alone or the chief; else take part in the chief's stages and return None."""
@@ -223,7 +223,7 @@ def lead_or_follow(
     from dlfer.train.progress import is_follower
 
     if is_follower():
-        _follow(config(), Session.start(options))
+        _run_worker(config(), Session.start(options))
         return None
     try:
         done = work()
@@ -234,7 +234,7 @@ def lead_or_follow(
     return done
 
 
-def _follow(config: ExperimentConfig, session: Session) -> None:
+def _run_worker(config: ExperimentConfig, session: Session) -> None:
     from dlfer.train.cluster import choose_device, join_cluster, set_determinism
     from dlfer.train.stage import follow_chief
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JudgedDuplicates:
+class EvaluationDuplicates:
     """The duplicates of the N images that a model is evaluated on; every output of a run takes its counts from here.
 
     Attributes:
@@ -68,7 +68,7 @@ class JudgedDuplicates:
             "these images from the data of EF-FER1 (pretrain.data, or that of the run in pretrain.weights)."
         )
 
-    def list_ids_without(self) -> list[str]:
+    def list_ids_without_duplicates(self) -> list[str]:
         """Return the ids of the images without any duplicate in training, selection or EF-FER1's data."""
         return self.ids[~self.in_either.any].tolist()
 
@@ -91,7 +91,7 @@ class JudgedDuplicates:
 
 def find_run_duplicates(
     bundle: DataBundle, history: History | None = None, data: DataConfig | None = None
-) -> JudgedDuplicates | None:
+) -> EvaluationDuplicates | None:
     """Return the duplicates of the split that a run is evaluated on; None if its images or those of train are streamed.
 
     Args:
@@ -112,7 +112,7 @@ def find_run_duplicates(
 
 def find_judged_duplicates(
     name: str, judged: Split, *, train: Split, selection: object = None, same_ids: bool = True
-) -> JudgedDuplicates:
+) -> EvaluationDuplicates:
     """Return which images of a split have a duplicate among those that trained or selected a model.
 
     Args:
@@ -127,10 +127,10 @@ def find_judged_duplicates(
         return find_duplicates(judged.images, reference.images, **ids)
 
     in_selection = find(selection) if isinstance(selection, Split) else None
-    return JudgedDuplicates(name, judged.ids, find(train), in_selection)
+    return EvaluationDuplicates(name, judged.ids, find(train), in_selection)
 
 
-def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
+def describe_data(bundle: DataBundle, duplicates: EvaluationDuplicates | None) -> DataRecord:
     """Return the contents of data.json: labels, splits with counts and fingerprints, duplicates, loading notes."""
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return DataRecord(
@@ -190,7 +190,7 @@ def compute_run_metrics(
     bundle: DataBundle,
     predictions: dict[str, Predictions],
     *,
-    duplicates: JudgedDuplicates | None,
+    duplicates: EvaluationDuplicates | None,
     temperature: Temperature | None = None,
     smoke: bool = False,
     test_opened: int = 0,
@@ -206,12 +206,12 @@ def compute_run_metrics(
             temperature=temperature,
             test_opened=test_opened,
         ),
-        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without_duplicates(),
         target_accuracy=config.evaluate.target_accuracy,
     )
 
 
-def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, smoke: bool = False) -> str | None:
+def compute_banner(bundle: DataBundle, duplicates: EvaluationDuplicates | None, *, smoke: bool = False) -> str | None:
     """Return the warning to show in every output of a run, or None."""
     if smoke:
         return "Smoke run: two batches of at most eight images per stage. The values are meaningless."

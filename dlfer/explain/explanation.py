@@ -303,7 +303,7 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
         aspect=classifier.aspect,
     )
     if part == ALL:
-        _settle_norms(network)
+        _calibrate_batch_norms(network)
     given = {
         "config": classifier.config,
         "channels": classifier.channels,
@@ -318,7 +318,7 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
     return type(classifier)(network, classifier.labels, **given)
 
 
-def _settle_norms(network: TransferNetwork) -> None:
+def _calibrate_batch_norms(network: TransferNetwork) -> None:
     """Set the moving statistics of every BatchNorm to those of one pass over generated images.
 
     In a new network the moving means are 0 and the variances 1. With small kernels, such as those that Glorot

@@ -44,7 +44,7 @@ COARSE_NOTE = (
 )
 NEITHER_NOTE = "A map shows neither what a person feels nor that the model is right."
 
-_MOST_BARS = 12
+_MAX_BARS = 12
 _COLUMNS = 5
 _PLACES = (("upper", "middle", "lower"), ("left", "middle", "right"))
 _ORANGE = (0.835, 0.369, 0.0)
@@ -222,7 +222,7 @@ def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str) -> Figure
 
 def _draw_bars(axes: Axes, explanation: Explanation, labels: Sequence[str]) -> None:
     """Draw the probabilities of at most 12 labels as bars, the largest on top."""
-    rows = np.argsort(-explanation.probabilities, kind="stable")[:_MOST_BARS]
+    rows = np.argsort(-explanation.probabilities, kind="stable")[:_MAX_BARS]
     shares = 100 * explanation.probabilities[rows]
     colours = [COLOURS[0] if row == explanation.target else PALE for row in rows]
     axes.barh(range(len(rows)), shares, color=colours, height=0.7)
@@ -418,10 +418,10 @@ def _list_networks(classifier: NetworkClassifier, pixels):
     ]
 
 
-MOST_EXAMPLES = 7
+MAX_EXAMPLES = 7
 
 
-def choose_examples(predictions: Predictions, *, limit: int = MOST_EXAMPLES) -> np.ndarray:
+def choose_examples(predictions: Predictions, *, limit: int = MAX_EXAMPLES) -> np.ndarray:
     """Return int [<=limit] rows: the first image of each label, in the order of the labels, right or wrong.
 
     The first image is taken instead of the best one, so that the figures do not flatter the model.

@@ -219,19 +219,21 @@ class _NetworkView:
         ]
         gradients = self._gradient(maps, chosen)
         for (title, layer), values, gradient in zip(self._places, maps, gradients, strict=True):
-            cells = weigh_maps(values, gradient)
+            cells = compute_cam(values, gradient)
             seen = {"crop": parts.face_input.crop, "aspect": parts.face_input.aspect}
-            spread = spread_cells(cells, images.shape[1:3], **seen)
+            spread = upsample_cells(cells, images.shape[1:3], **seen)
             yield [Cam(title, layer, cells.shape[1:], one) for one in spread]
 
 
-def weigh_maps(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+def compute_cam(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Return float32 [N, h, w]: the sum of float [N, h, w, K] over K, weighted by mean gradients and clipped at 0."""
     weights = gradients.mean(axis=(1, 2), keepdims=True)
     return np.maximum((maps * weights).sum(axis=-1), 0.0).astype(np.float32)
 
 
-def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop") -> np.ndarray:
+def upsample_cells(
+    cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop"
+) -> np.ndarray:
     """Return cells [N, h, w] bilinearly interpolated to maps of the image, float32 [N, H, W]; 0 where it is not seen.
 
     Args:

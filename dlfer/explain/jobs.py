@@ -36,7 +36,7 @@ from dlfer.model.classifier import Classifier
 from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.job import describe_failure, interrupt_on_signals
-from dlfer.predict.media import NOT_READ, BadInput, Frame, list_inputs, open_inputs
+from dlfer.predict.media import NOT_READ, Frame, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.predict.video import CAMERA, is_video
 from dlfer.runs.files import (
@@ -51,16 +51,16 @@ from dlfer.runs.files import (
 )
 from dlfer.runs.find import find_default_model, find_model, find_run_of, open_run
 from dlfer.runs.run import Run
-from dlfer.runs.run_records import log_opening, pass_read_only
+from dlfer.runs.run_records import ignore_read_only, log_opening
 from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 
-MOST_CHECKED = 12
+MAX_CHECKED = 12
 """Maximum number of faces whose maps are computed again with re-initialised weights, as a sanity check."""
 
 VIDEOS = "videos, which explain does not take"
 
-MOST_SHOWN = 60
+MAX_SHOWN = 60
 """Maximum number of figures on the page, to which each adds about 100 KB."""
 
 
@@ -152,17 +152,17 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     if not records:
         advice = " Faces are found by a detector; --faces whole takes each picture for one."
         raise UserError(f"explain: no face was explained.{'' if failed else advice}")
-    sanity = check_some(explainer, kept, job) if interrupt is None else None
+    sanity = run_sanity_check(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
     reading = describe_maps([one.explanation for one in kept], job.label)
-    if len(records) > MOST_SHOWN:
+    if len(records) > MAX_SHOWN:
         reading.append(
-            f"The page shows the first {MOST_SHOWN} of {len(records):,} faces; the figures of the others are in its folder."
+            f"The page shows the first {MAX_SHOWN} of {len(records):,} faces; the figures of the others are in its folder."
         )
     context = {"title": "What the predictions depend on", "reading": reading, "failed": failed}
     context |= {"subtitle": describe_model(folder, classifier)}
-    page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
+    page = write_page(job, [record["name"] for record in records[:MAX_SHOWN]], context=context, sanity=sanity)
     if interrupt is not None:
         raise interrupt
     return page, len(failed)
@@ -182,8 +182,8 @@ def _write_faces(
                     continue
                 records.append(_describe_face(explained, classifier))
                 # To limit memory, only the faces for the sanity check are kept.
-                kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
-                listener.finish_part("faces", len(records), max(num_inputs, len(records)))
+                kept = kept if len(kept) == MAX_CHECKED else [*kept, explained]
+                listener.report_progress("faces", len(records), max(num_inputs, len(records)))
     except KeyboardInterrupt as error:
         return records, kept, error
     finally:
@@ -192,7 +192,7 @@ def _write_faces(
 
 
 @dataclass
-class Taken:
+class UsedNames:
     """The names of figures (<name>.png, with arrays in <name>.npz) that are in use in a folder, by `fold_name`."""
 
     folder: Path
@@ -205,7 +205,7 @@ class Taken:
         return name
 
 
-def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]) -> Taken:
+def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]) -> UsedNames:
     """Check that no input is overwritten, nor another file unless `force` is set; return the names in use.
 
     The numbers of faces are not known yet, so every existing figure whose name could be needed is checked.
@@ -219,7 +219,7 @@ def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]
     check_outputs({"--out": [path for path in (*fixed, *figures) if path.name not in earlier]}, force=job.force)
     here = {Path(path).name for path in inputs if Path(path).parent.resolve() == job.out.resolve()}
     kept = [path for path in there if path.name in here or not (job.force or path.name in earlier)]
-    return Taken(job.out, {fold_name(f"{path.stem}.png") for path in kept})
+    return UsedNames(job.out, {fold_name(f"{path.stem}.png") for path in kept})
 
 
 def _strip_numbers(stem: str) -> set[str]:
@@ -243,7 +243,7 @@ def _list_earlier(folder: Path) -> set[str]:
 def _explain_faces(
     frames: Iterator[Frame],
     explain: Callable[[np.ndarray], list[tuple[Crop, Explanation]]],
-    used: Taken,
+    used: UsedNames,
     failed: list[str],
     *,
     say: Callable[[str], None],
@@ -253,7 +253,7 @@ def _explain_faces(
         try:
             found = explain(frame.image)
         except Exception as error:  # an error of any part in one picture must not end the job
-            _note(frame.name, error, failed)
+            _record_or_raise(frame.name, error, failed)
             continue
         if not found:
             say(f"{frame.name}: no face found; if the picture is a crop of one face, use --faces whole")
@@ -263,7 +263,7 @@ def _explain_faces(
             yield Explained(name, frame.name, shown, crop.box, crop.pixels, explanation)
 
 
-def _note(name: str, error: Exception, failed: list[str]) -> None:
+def _record_or_raise(name: str, error: Exception, failed: list[str]) -> None:
     """Add an error of one picture to `failed`, e.g. that it is smaller than the square; raise one of the whole job."""
     if isinstance(error, DlferError) and not isinstance(error, DataError | ModelError):
         raise error
@@ -287,7 +287,7 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
 
 
 def _read_pictures(
-    inputs: Sequence[str | BadInput], named: set[str], failed: list[str], tally: Tally
+    inputs: Sequence[str | UnreadableInput], named: set[str], failed: list[str], tally: Tally
 ) -> Iterator[Frame]:
     """Yield the pictures that can be read; add the errors of the others to `failed`, and count them in `tally`.
 
@@ -302,24 +302,24 @@ def _read_pictures(
             continue
         with contextlib.closing(open_inputs([name])) as found:
             for item in found:
-                if isinstance(item, BadInput):
+                if isinstance(item, UnreadableInput):
                     failed.append(f"not read: {escape_text(item.error)}")
                     tally.leave_out(NOT_READ, item.name, was_seen=True)
                 else:
                     yield item
 
 
-def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
+def run_sanity_check(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
     """Return the result of `check_maps` on the first faces; None if the check was not requested."""
     if not job.check:
         return None
-    some, listener = done[:MOST_CHECKED], ConsoleListener()
+    some, listener = done[:MAX_CHECKED], ConsoleListener()
     try:
         return check_maps(
             explainer,
             [one.image for one in some],
             [one.explanation for one in some],
-            say=lambda finished, total: listener.finish_part("maps of new weights", finished, total),
+            say=lambda finished, total: listener.report_progress("maps of new weights", finished, total),
         )
     finally:
         listener.close()
@@ -339,7 +339,7 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
     except Exception as error:  # an error of any encoder in one picture must not end the job
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        _note(explained.source, error, failed)
+        _record_or_raise(explained.source, error, failed)
         return False
     return True
 
@@ -388,7 +388,7 @@ def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any]
     return write_explanation_report(job.out, names, {**context, **rest})
 
 
-def _name_file(source: str, number: int | None, used: Taken) -> str:
+def _name_file(source: str, number: int | None, used: UsedNames) -> str:
     """Return an unused name for a face's figure: the picture's, with the face's number (from the largest) if any."""
     return used.choose(clean_name(Path(source).stem) + ("" if number is None else f"-{number}"))
 
@@ -414,12 +414,12 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
     used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
     explainer = build_explainer(classifier, job, say)
     if split_name == "test":
-        with pass_read_only(run, "that its test split is opened is not logged there", say):
+        with ignore_read_only(run, "that its test split is opened is not logged there", say):
             opened = log_opening(run, split.name, len(split))
             say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
     averages, examples = _average(split, explainer, job.per_class)
     labels = classifier.labels
-    sanity = check_some(explainer, examples, job)
+    sanity = run_sanity_check(explainer, examples, job)
     notes = {
         average.label: " ".join(describe_maps([examples[row].explanation], average.label))
         for row, average in enumerate(averages)
@@ -490,7 +490,7 @@ def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[A
                 if row == 0:
                     examples.append(Explained(labels[target], str(some.ids[row]), None, None, image, explanation))
                 done += 1
-                listener.finish_part("faces", done, total)
+                listener.report_progress("faces", done, total)
             averages.append(average.finish())
     finally:
         listener.close()

@@ -67,7 +67,7 @@ def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int
     return {}
 
 
-_EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
+_CONVERSIONS = ("CAST", "QUANTIZE", "DEQUANTIZE")
 """Operations that convert the int8 graph's input and output; their float32 outputs are not computed in float32."""
 
 
@@ -115,7 +115,7 @@ def list_float_operations(path: Path) -> dict[str, int]:
     is_float = {tensor["index"] for tensor in interpreter.get_tensor_details() if tensor["dtype"] is np.float32}
     found: dict[str, int] = {}
     for operation in interpreter._get_ops_details():
-        if operation["op_name"] not in _EDGES and is_float.intersection(operation["outputs"]):
+        if operation["op_name"] not in _CONVERSIONS and is_float.intersection(operation["outputs"]):
             found[operation["op_name"]] = found.get(operation["op_name"], 0) + 1
     return found
 
@@ -408,7 +408,7 @@ def export_classifier(
         check_agreement(name, agreement, exporter.limits)
         described = _describe(classifier, name, size, origin)
         record = ExportRecord.build({**described, **remarks, "agreement": agreement})
-        record = _write_beside(folder, record, exporter, origin.card)
+        record = _write_companion_files(folder, record, exporter, origin.card)
         _replace_folder(folder, target, Path(place) / "former")
     return target, record
 
@@ -449,7 +449,7 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
     }
 
 
-def _write_beside(folder: Path, record: ExportRecord, exporter: Exporter, card: str) -> ExportRecord:
+def _write_companion_files(folder: Path, record: ExportRecord, exporter: Exporter, card: str) -> ExportRecord:
     """Write labels, example and card, then export.json with the checksums of all other files; return its record."""
     (folder / "labels.json").write_text(json.dumps(record.labels) + "\n", encoding="utf-8")
     Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")

@@ -24,7 +24,7 @@ from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, DataError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
 from dlfer.predict.engines import Engine
-from dlfer.predict.foreign import ForeignModel
+from dlfer.predict.external import ExternalModel
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.files import read_npz
 from dlfer.runs.records import ArtifactRecord, DataRecord
@@ -136,7 +136,7 @@ def _has_same_images(run: Run, bundle: DataBundle) -> bool:
 
 def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Sets:
     """Return the images of a file or folder; a test split is used only if there is no other."""
-    held, labels, _ = load_held(path, classifier, say)
+    held, labels, _ = load_in_memory_splits(path, classifier, say)
     name = next((name for name in ("validation", "train", "test", "all") if name in held), None)
     if name is None:
         raise UserError(f"{path}: found no images to compare on.")
@@ -160,8 +160,8 @@ def take_usage(split: Split, usage: str) -> Split | None:
     return split.take(rows, usage) if len(rows) else None
 
 
-def load_held(
-    path: Path, classifier: Classifier | Engine | ForeignModel, say: Callable[[str], None] | None = None
+def load_in_memory_splits(
+    path: Path, classifier: Classifier | Engine | ExternalModel, say: Callable[[str], None] | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...], GivenData]:
     """Return the splits with images in memory, test first, the labels, and the recognised data.
 

@@ -23,7 +23,7 @@ LOSS_FRACTION = 0.98
 DID_NOT_LEARN = "The training did not learn"
 """The first words of a run's warning."""
 
-_MOST_REASONS = 6
+_MAX_REASONS = 6
 
 _HINT = (
     "Try another finetune.optimizer.learning_rate, finetune.clip: 1.0, a warm-up (finetune.schedule.warmup_epochs), more "
@@ -51,10 +51,10 @@ def list_verdicts(pairs: Sequence[ArmPair]) -> list[tuple[str, bool]]:
     if len(failed) < 2:
         return [(pair.sentence, bool(pair.not_learned)) for pair in pairs]
     reasons = list(dict.fromkeys(reason for pair in failed for reason in pair.not_learned))
-    more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
+    more = [f"and {len(reasons) - _MAX_REASONS} more"] if len(reasons) > _MAX_REASONS else []
     text = (
         f"No conclusion from {len(failed)} of {len(pairs)} comparisons, since training did not learn: "
-        f"{'; '.join([*reasons[:_MOST_REASONS], *more])}. {_HINT}"
+        f"{'; '.join([*reasons[:_MAX_REASONS], *more])}. {_HINT}"
     )
     return [(text, True), *((pair.sentence, False) for pair in pairs if not pair.not_learned)]
 

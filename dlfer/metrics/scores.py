@@ -90,11 +90,11 @@ def compute_scores(
         "n": len(predictions),
         "labels": list(predictions.labels),
         **({"not_judged": absent} if absent else {}),
-        **{name: _figure(statistic(confusion), bounds[name]) for name, statistic in _AVERAGES.items()},
-        "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
-        "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),
+        **{name: _make_estimate(statistic(confusion), bounds[name]) for name, statistic in _AVERAGES.items()},
+        "macro_auc": _make_estimate(mt.compute_macro(aucs, confusion), macro_auc_bounds),
+        "macro_average_precision": _make_estimate(mt.compute_macro(precisions, confusion), macro_precision_bounds),
         "emotion_detection_rate": {
-            **_figure(num_detected / num_classes, bounds["emotion_detection_rate"]),
+            **_make_estimate(num_detected / num_classes, bounds["emotion_detection_rate"]),
             "num_detected": num_detected,
             "num_classes": num_classes,
         },
@@ -104,7 +104,7 @@ def compute_scores(
         "calibration": compute_calibration(predictions, temperature),
         "selective": compute_selective(predictions, threshold),
     }
-    return SplitMetrics.build(_give_reasons(to_json(scores)))
+    return SplitMetrics.build(_add_reasons(to_json(scores)))
 
 
 def compute_metrics_file(
@@ -192,12 +192,12 @@ def _compute_per_class(
     }
 
 
-def _figure(value: float, bounds: tuple[float, float]) -> dict[str, float]:
+def _make_estimate(value: float, bounds: tuple[float, float]) -> dict[str, float]:
     low, high = bounds
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _give_reasons(scores: dict[str, Any]) -> dict[str, Any]:
+def _add_reasons(scores: dict[str, Any]) -> dict[str, Any]:
     """Add "reason" to each metric that has a value but no interval, and "reasons" to classes with such metrics."""
     for name, figure in _iterate_figures(scores):
         if figure["value"] is not None and figure["low"] is None:
@@ -222,7 +222,7 @@ def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
             yield from _iterate_figures(item)
 
 
-SMALLEST = 20
+MIN_GROUP_SIZE = 20
 """A metric on fewer images is flagged and not used for a gap, since its interval is about 40 percentage points wide."""
 
 Attributes = Mapping[str, Mapping[str, str]]
@@ -334,12 +334,12 @@ def _compute_group(predictions: Predictions) -> dict[str, Any]:
         recall[label] = {**iv.compute_proportion(hits, n), "n": n} if n else None
     n = len(predictions)
     accuracy = iv.compute_proportion(int(predictions.correct.sum()), n)
-    return {"n": n, "accuracy": accuracy, "recall": recall, "small": n < SMALLEST}
+    return {"n": n, "accuracy": accuracy, "recall": recall, "small": n < MIN_GROUP_SIZE}
 
 
 def _compute_gap(figures: list[dict[str, float] | None], level: float = 0.95) -> dict[str, float] | None:
     """Return the gap between the largest and smallest value of groups with enough images; None for fewer than two."""
-    large = [figure for figure in figures if figure is not None and figure["n"] >= SMALLEST]
+    large = [figure for figure in figures if figure is not None and figure["n"] >= MIN_GROUP_SIZE]
     if len(large) < 2:
         return None
     pairs = list(combinations(range(len(large)), 2))

@@ -25,10 +25,10 @@ from dlfer.runs.comparison_record import More, SeedsAndImages
 POWER = 0.8
 """The power, the probability of detecting the assumed difference, for which further seeds and images are planned."""
 
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 """Plans that need more seeds than this are not proposed."""
 
-MOST_IMAGES = 10**9
+MAX_IMAGES = 10**9
 """Plans that need more images than this are not proposed."""
 
 
@@ -265,8 +265,8 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
     seeds = images = both = None
     if comparison.centre != 0:
         s, n = comparison.num_seeds, comparison.num_images
-        seeds = _find_smallest(lambda number: _compute_power(comparison, number, n, level), s, MOST_SEEDS)
-        images = _find_smallest(lambda number: _compute_power(comparison, s, number, level), n, MOST_IMAGES)
+        seeds = _find_smallest(lambda number: _compute_power(comparison, number, n, level), s, MAX_SEEDS)
+        images = _find_smallest(lambda number: _compute_power(comparison, s, number, level), n, MAX_IMAGES)
         both = _plan_both(comparison, level) if seeds is None and images is None else None
     return More(power=POWER, seeds=seeds, images=images, both=both)
 
@@ -274,11 +274,11 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
 def _plan_both(comparison: Comparison, level: float) -> SeedsAndImages | None:
     """Return 1.25 times the seeds that would be enough with any number of images, and the images needed with these."""
     s, n = comparison.num_seeds, comparison.num_images
-    least = _find_smallest(lambda number: _compute_power(comparison, number, MOST_IMAGES, level), s, MOST_SEEDS)
+    least = _find_smallest(lambda number: _compute_power(comparison, number, MAX_IMAGES, level), s, MAX_SEEDS)
     if least is None:
         return None
-    seeds = min(math.ceil(1.25 * least), MOST_SEEDS)
-    images = _find_smallest(lambda number: _compute_power(comparison, seeds, number, level), n, MOST_IMAGES)
+    seeds = min(math.ceil(1.25 * least), MAX_SEEDS)
+    images = _find_smallest(lambda number: _compute_power(comparison, seeds, number, level), n, MAX_IMAGES)
     return None if images is None else SeedsAndImages(seeds=seeds, images=images)
 
 

@@ -192,7 +192,7 @@ def build_level_features(network: TransferNetwork, config: ModelConfig, boosting
 
 
 MEMBERS = "members"
-MOST_MEMBERS = 1000
+MAX_MEMBERS = 1000
 
 
 class EnsembleClassifier(Classifier):
@@ -268,7 +268,7 @@ class EnsembleClassifier(Classifier):
         trained = {view: fitted.as_dict() for view, fitted in self.trained.items()}
         return {"ensemble": {"combine": self.combine_by, "members": list(self.members), "trained": trained}}
 
-    def keep_folder(self, name: str, folder: Path) -> None:
+    def set_member_folder(self, name: str, folder: Path) -> None:
         """Record the artifact folder of a member, so that its files are linked when saving instead of written again."""
         self._folders[name] = Path(folder)
 
@@ -303,9 +303,9 @@ class EnsembleClassifier(Classifier):
                 "fitted; copy the artifact again, or train it again."
             )
         wrong = [name for name in members if not isinstance(name, str) or "/" in name]
-        if wrong or len(set(members)) < len(members) or len(members) > MOST_MEMBERS:
+        if wrong or len(set(members)) < len(members) or len(members) > MAX_MEMBERS:
             raise ModelError(
-                f"{ARTIFACT_FILE}: ensemble.members: found {str(wrong or members)[:200]}, expected at most {MOST_MEMBERS} "
+                f"{ARTIFACT_FILE}: ensemble.members: found {str(wrong or members)[:200]}, expected at most {MAX_MEMBERS} "
                 f"different names of folders in {MEMBERS}/."
             )
         return tuple(f"{MEMBERS}/{name}/{ARTIFACT_FILE}" for name in members)
@@ -323,7 +323,7 @@ class EnsembleClassifier(Classifier):
             temperature_fit=record.temperature,
         )
         for name in ensemble.members:
-            ensemble.keep_folder(name, folder / MEMBERS / name)
+            ensemble.set_member_folder(name, folder / MEMBERS / name)
         return ensemble
 
 

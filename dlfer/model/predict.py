@@ -23,7 +23,7 @@ from dlfer.errors import DataError, ModelError
 if TYPE_CHECKING:
     import keras
 
-MOST_SIZES = 8
+MAX_SIZES = 8
 """Largest number of image sizes for which a network gets a compiled function of its own; all other sizes share one."""
 
 
@@ -75,7 +75,7 @@ class _Programs:
         """Return the outputs for one batch; `most` is the size of the largest batch."""
         size, jit = images.shape[1:], bool(self._model().jit_compile)
         with _LOCK:
-            if (size, jit) not in self._functions and len(self._functions) >= MOST_SIZES:
+            if (size, jit) not in self._functions and len(self._functions) >= MAX_SIZES:
                 # XLA has no kernel for resizing images of a size unknown at compile time.
                 size, jit = (None, None, *size[2:]), False
             if (size, jit) not in self._functions:

@@ -66,7 +66,7 @@ def write_backbone(
         "source": source,
         "image_size": size,
         "preprocessing": describe_preprocessing(network),
-        "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
+        "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _is_weight(v)},
         "features": features[:, :64].astype(float).tolist(),
         "largest_feature": float(np.abs(features).max()),
         "compute_dtype": network.pooling.compute_dtype,
@@ -77,7 +77,7 @@ def write_backbone(
     write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
+def transfer_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
     """Load the weights that `write_backbone` wrote into the backbone of `network`; return a record of the transfer.
 
     Raises:
@@ -86,7 +86,7 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
             cases `network` is unchanged; or the features differ from the recorded ones.
     """
     record = read_backbone_record(folder)
-    wanted = {v.path: v for v in network.backbone.variables if _carries(v)}
+    wanted = {v.path: v for v in network.backbone.variables if _is_weight(v)}
     found = record["variables"]
     missing = tuple(path for path in wanted if path not in found)
     unexpected = tuple(path for path in found if path not in wanted)
@@ -119,7 +119,7 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
     loaded = {path for lists in branches.values() for path in lists.loaded} or set(wanted)
     return TransferRecord(
         loaded=[path for path in wanted if path in loaded],
-        newly_initialised=[v.path for v in network.model.weights if v.path not in loaded and _carries(v)],
+        newly_initialised=[v.path for v in network.model.weights if v.path not in loaded and _is_weight(v)],
         feature_difference=difference,
         source=record["source"],
         # Always empty, as missing or unexpected variables raise above; the record states it explicitly.
@@ -138,7 +138,7 @@ def read_origins(record: dict) -> list[WeightsOrigin]:
 
 def list_paths(backbone: keras.Model) -> list[str]:
     """Return the paths of a backbone's weights, without the seed states of dropout layers."""
-    return [variable.path for variable in backbone.variables if _carries(variable)]
+    return [variable.path for variable in backbone.variables if _is_weight(variable)]
 
 
 def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
@@ -154,8 +154,8 @@ def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
     Raises:
         TransferError: a variable of `target` is missing in `source` or has another shape; `target` is unchanged.
     """
-    given = {v.path: v for v in source.variables if _carries(v)}
-    wanted = {v.path: v for v in target.variables if _carries(v)}
+    given = {v.path: v for v in source.variables if _is_weight(v)}
+    wanted = {v.path: v for v in target.variables if _is_weight(v)}
     missing = [path for path in wanted if path not in given]
     reshaped = [path for path, v in wanted.items() if path in given and given[path].shape != v.shape]
     if missing or reshaped:
@@ -168,7 +168,7 @@ def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
     return [path for path in given if path not in wanted]
 
 
-def carry_branch(
+def transfer_branch(
     branch: str, source: TransferNetwork, network: TransferNetwork, *, record: TransferRecord
 ) -> TransferLists:
     """Copy the backbone of `source` into a branch of a hybrid, and compare the features of both on the probe images.
@@ -229,7 +229,7 @@ def compute_weights_digest(backbone: keras.Model) -> str:
     """Return a sha256 (hex) over the paths, shapes and values of all weights of a backbone."""
     digest = hashlib.sha256()
     for variable in backbone.variables:
-        if _carries(variable):
+        if _is_weight(variable):
             digest.update(f"{variable.path} {_describe_variable(variable)}".encode())
     return digest.hexdigest()
 
@@ -268,7 +268,7 @@ def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(features, "float32")))
 
 
-def _carries(variable: keras.Variable) -> bool:
+def _is_weight(variable: keras.Variable) -> bool:
     """Return whether a variable is a weight, in contrast to the seed state of a dropout layer."""
     return not variable.path.endswith("seed_generator_state")
 

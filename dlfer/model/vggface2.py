@@ -47,7 +47,7 @@ NUM_IMAGES = 1000
 
 _TENSORS_FILE = Path(__file__).parent / "weights" / "vggface2.json"
 _DTYPES = {"float32": "<f4", "int32": "<i4"}
-_MOST_JSON = 16 * 2**20
+_MAX_JSON = 16 * 2**20
 _CONVOLUTIONS = ("conv1", *(f"conv_{kind}_{number}" for number in range(1, 14) for kind in ("dw", "pw")))
 
 
@@ -173,7 +173,7 @@ def _read_manifest(file: Path) -> tuple[list[tuple[str, tuple[int, ...], str]], 
         is_bin = ", the values without their names; name the .json beside it" if file.suffix == ".bin" else ""
         raise ModelError(f"{file}: found a {'folder' if file.is_dir() else file.suffix or 'file'}{is_bin}. {EXPECTED}")
     try:
-        model = read_json(file, max_bytes=_MOST_JSON)
+        model = read_json(file, max_bytes=_MAX_JSON)
     except FileNotFoundError:
         raise ModelError(f"{file}: is not there. {EXPECTED}") from None
     except (OSError, ValueError) as error:

@@ -87,7 +87,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     """Build the cropper that prepares faces for a classifier.
 
     If the classifier's training images were detected, aligned or equalised according to its artifact, faces are treated
-    in the same way. Otherwise it was trained on ready-made crops, and faces are cropped to match: see `cut_ready_crop`.
+    in the same way. Otherwise it was trained on ready-made crops, and faces are cropped to match: see `crop_face_square`.
 
     Args:
         faces: "auto": the detector of the training, else centerface; "centerface", "mtcnn" or "opencv"; or "whole":
@@ -110,17 +110,17 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     size = int(about.face_size or classifier.image_size)
     if faces == "whole":
-        return Cropper(None, lambda image, _: _take_whole(image, trained, channels, size, aspect))
+        return Cropper(None, lambda image, _: _crop_whole_picture(image, trained, channels, size, aspect))
     is_ready = trained is None or trained.detect == "none"
     detector = faces if faces != "auto" else "centerface" if is_ready else trained.detect
     if detector_size is None and trained is not None and trained.detect == detector:
         detector_size = trained.size
     light = "none" if trained is None else trained.equalize
-    side = get_cut_side(classifier)
+    side = get_crop_size(classifier)
 
     def cut(image: np.ndarray, face: Face) -> Crop:
         if is_ready or (trained.align and face.eyes is None):
-            pixels = cut_ready_crop(image, face, side, trained_side=size, margin=MARGINS[detector])
+            pixels = crop_face_square(image, face, side, trained_side=size, margin=MARGINS[detector])
         else:
             pixels = align_face(image, face.eyes, size) if trained.align else crop_face(image, face.box, size)
         left, top, width, height = face.box
@@ -130,7 +130,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     return Cropper(lambda images: detect_faces_of_each(images, detector=detector, size=detector_size), cut)
 
 
-def get_cut_side(classifier: Engine) -> int:
+def get_crop_size(classifier: Engine) -> int:
     """Return the side in pixels of the face crops of photographs.
 
     It is that of the training images. If those were ready-made crops (`data.faces` not set) that the network enlarges,
@@ -148,7 +148,7 @@ DETAIL = 4 / 3
 it would be blurrier than the training images, which were resampled only once; they do not have much more detail."""
 
 
-def cut_ready_crop(
+def crop_face_square(
     image: np.ndarray, face: Face, size: int, *, margin: float = 0.0, trained_side: int | None = None
 ) -> np.ndarray:
     """Return a face cropped as in data sets of ready-made crops: the square around its box, upright if it tilts much.
@@ -194,7 +194,7 @@ def _get_roll(face: Face) -> float:
     return roll if is_frontal and abs(roll) > MAX_ROLL else 0.0
 
 
-def _take_whole(image: np.ndarray, trained: FacesConfig | None, channels: int, size: int, aspect: str) -> Crop:
+def _crop_whole_picture(image: np.ndarray, trained: FacesConfig | None, channels: int, size: int, aspect: str) -> Crop:
     """Return the whole picture as one face, made square according to `aspect`; small pictures are not enlarged."""
     pixels = to_channels(image, channels)
     if trained is not None:

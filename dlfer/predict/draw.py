@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dlfer.errors import DataError, EnvironmentProblem
-from dlfer.predict.media import BadInput, Frame
+from dlfer.predict.media import Frame, UnreadableInput
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.video import is_video, load_opencv
 from dlfer.runs.files import choose_name, fold_name, replace_when_done
@@ -28,7 +28,7 @@ from dlfer.runs.text import to_utf8
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """RGB colours of labels: white on blue, contrast 6.9 to 1; white on grey, 6.2 to 1, if the classifier abstains."""
 
-_MOST_OF_JPEG = 65_500
+_MAX_OF_JPEG = 65_500
 """Maximum side of a JPEG in pixels."""
 
 MIN_SIDE = 240
@@ -65,7 +65,7 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
     return np.array(picture)
 
 
-_MOST_REPEATED = 100_000
+_MAX_REPEATED = 100_000
 """Number of frames, about an hour; a longer gap is taken for an error in a video's timestamps."""
 
 
@@ -92,7 +92,7 @@ class VideoWriter:
 
         If its time is given in `seconds`, it is shown at that time relative to the first frame: the previous frame is
         repeated until then, and a frame that comes before the previous one is over is left out and counted. A gap of
-        more than `_MOST_REPEATED` frames is skipped.
+        more than `_MAX_REPEATED` frames is skipped.
 
         Raises:
             DataError: the frame has another size, or the video cannot be written.
@@ -117,7 +117,7 @@ class VideoWriter:
                 self.num_left_out += 1
                 return
             num_repeated = place - self._num_written
-            if num_repeated > _MOST_REPEATED:
+            if num_repeated > _MAX_REPEATED:
                 # All later timestamps have the same offset.
                 self._begin, num_repeated = self._begin + num_repeated / self._rate, 0
                 self.num_gaps += 1
@@ -172,7 +172,7 @@ def _make_place(path: Path) -> tempfile.TemporaryDirectory:
     )
 
 
-class Sketches:
+class AnnotatedWriter:
     """A writer of marked pictures (.jpg) and videos (.mp4) named after the inputs, with -2, -3 ... for equal names.
 
     Args:
@@ -231,13 +231,13 @@ class Sketches:
             )
         if writer.num_gaps:
             self.notes.append(
-                f"{writer.path}: the times of the frames jump by more than {_MOST_REPEATED:,} frames at {writer.num_gaps:,} "
+                f"{writer.path}: the times of the frames jump by more than {_MAX_REPEATED:,} frames at {writer.num_gaps:,} "
                 f"place{'s' * (writer.num_gaps > 1)}, and the written video goes on there at once; the table has the times "
                 "of the file."
             )
 
     def _choose_path(self, name: str, suffix: str) -> Path:
-        path = self.folder / choose_sketch(name, suffix, self._taken, folder=self.folder)
+        path = self.folder / choose_output_name(name, suffix, self._taken, folder=self.folder)
         if not self._force and os.path.lexists(path):
             raise DataError(f"{path}: exists already and is not replaced")
         return path
@@ -247,15 +247,15 @@ class Sketches:
             raise FileNotFoundError(errno.ENOENT, "the folder no longer exists", str(self.folder))
         with replace_when_done(path, durable=False) as temporary:
             picture = Image.fromarray(image)
-            if max(picture.size) > _MOST_OF_JPEG:
+            if max(picture.size) > _MAX_OF_JPEG:
                 self.notes.append(
-                    f"{path}: shrunk to {_MOST_OF_JPEG:,} pixels, which is the most that a JPEG holds a side."
+                    f"{path}: shrunk to {_MAX_OF_JPEG:,} pixels, which is the most that a JPEG holds a side."
                 )
-                picture.thumbnail((_MOST_OF_JPEG, _MOST_OF_JPEG))
+                picture.thumbnail((_MAX_OF_JPEG, _MAX_OF_JPEG))
             picture.save(temporary, "JPEG", quality=92)
 
 
-def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:
+def choose_output_name(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:
     """Return a file name for an input that is not in `taken`, and add it there in folded form."""
     stem = Path(name.replace(":", "-")).stem
     chosen = choose_name(stem, suffix, taken, folder=folder) + suffix
@@ -263,10 +263,12 @@ def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> s
     return chosen
 
 
-def list_sketches(names: Iterable[str], folder: Path) -> list[Path]:
+def list_output_paths(names: Iterable[str], folder: Path) -> list[Path]:
     """Return the paths that may be written for inputs; fewer are written if some inputs cannot be read."""
     taken: set[str] = set()
-    return [folder / choose_sketch(name, ".mp4" if is_video(name) else ".jpg", taken, folder=folder) for name in names]
+    return [
+        folder / choose_output_name(name, ".mp4" if is_video(name) else ".jpg", taken, folder=folder) for name in names
+    ]
 
 
 @cache
@@ -371,7 +373,7 @@ class Window:
                 return True
 
 
-def show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePrediction | BadInput]:
+def show_all(results: Iterator[FramePrediction | UnreadableInput]) -> Iterator[FramePrediction | UnreadableInput]:
     """Yield each result and then show it, until the window is closed."""
     window = Window()
     try:

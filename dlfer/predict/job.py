@@ -17,9 +17,9 @@ from rich.markup import escape
 from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DlferError, Signalled, UserError, shorten
-from dlfer.predict.draw import Sketches, check_window, list_sketches, show_all
+from dlfer.predict.draw import AnnotatedWriter, check_window, list_output_paths, show_all
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import NOT_READ, BadInput, list_inputs, open_inputs
+from dlfer.predict.media import NOT_READ, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
 from dlfer.predict.video import CAMERA, is_video
@@ -55,7 +55,7 @@ def interrupt_on_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-_MOST_FAILURES = 20
+_MAX_FAILURES = 20
 NOT_REACHED = "not reached before the job ended"
 
 
@@ -123,7 +123,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     outcome = _Outcome(tally, every=job.every)
     try:
         table = open_table(job.out, labels=predictor.labels, about=about, has_videos=has_videos or is_list)
-        sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
+        sketches = AnnotatedWriter(job.draw, force=job.force) if job.draw is not None else None
         with (
             interrupt_on_signals(),
             contextlib.closing(inputs),
@@ -164,7 +164,7 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
             "dlfer predict - --draw --force: the inputs on stdin are not known in advance, so a drawn picture could "
             "replace one of them; draw into an empty folder without --force."
         )
-    drawn = list_sketches(known, job.draw) if job.draw is not None else []
+    drawn = list_output_paths(known, job.draw) if job.draw is not None else []
     check_outputs({"--out": job.out, "--draw": drawn}, [*inputs, job.model], force=job.force)
     if job.draw is not None:
         check_writable(job.draw, "--draw")
@@ -199,11 +199,13 @@ class _Outcome:
         self._num_done = 0
         self._last: tuple[str, object] = ("", None)
 
-    def write_all(self, results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None) -> None:
+    def write_all(
+        self, results: Iterator[FramePrediction | UnreadableInput], table: Table, sketches: AnnotatedWriter | None
+    ) -> None:
         """Write every result. After Ctrl-C or an OSError, such as a full disk, finish the table and raise again."""
         try:
             for result in results:
-                if isinstance(result, BadInput):
+                if isinstance(result, UnreadableInput):
                     # Counted first: it is then reported at the end even if its row cannot be written.
                     self._count(result)
                 table.write(result)
@@ -229,32 +231,34 @@ class _Outcome:
         for line in [*self.notes, *counts]:
             say(line)
         for failed, what in ((self.unread, "read"), (self.undrawn, "drawn")):
-            for failure in failed[:_MOST_FAILURES]:
+            for failure in failed[:_MAX_FAILURES]:
                 say(f"not {what}: {escape_text(failure['error'])}")
             if len(failed) > 1:
                 say(f"{len(failed):,} of the inputs could not be {what}.")
 
-    def _count(self, result: FramePrediction | BadInput) -> None:
+    def _count(self, result: FramePrediction | UnreadableInput) -> None:
         """Count an input at its first result; a video that ends with an error was counted at its first frame."""
-        name = result.name if isinstance(result, BadInput) else result.frame.name
-        video = None if isinstance(result, BadInput) else result.frame.video
+        name = result.name if isinstance(result, UnreadableInput) else result.frame.name
+        video = None if isinstance(result, UnreadableInput) else result.frame.video
         is_same = (
-            video is self._last[1] if video is not None else isinstance(result, BadInput) and self._last[1] is not None
+            video is self._last[1]
+            if video is not None
+            else isinstance(result, UnreadableInput) and self._last[1] is not None
         )
         self._num_done += not (is_same and name == self._last[0])
         self._last = (name, video)
-        if isinstance(result, BadInput):
+        if isinstance(result, UnreadableInput):
             failure = {"file": to_utf8(result.name), "error": to_utf8(result.error)}
             self.unread.append(failure)
             self._tally.leave_out(NOT_READ, failure["file"], was_seen=True)
 
-    def _draw(self, result: FramePrediction, sketches: Sketches) -> None:
+    def _draw(self, result: FramePrediction, sketches: AnnotatedWriter) -> None:
         try:
             sketches.add(result, every=self._every)
         except Exception as error:  # encoders raise any type, and one picture must not end the job
             self._note(result.frame.name, error)
 
-    def _end(self, table: Table, sketches: Sketches | None) -> None:
+    def _end(self, table: Table, sketches: AnnotatedWriter | None) -> None:
         if sketches is not None:
             self._close(sketches)
         self._count_missed()
@@ -268,7 +272,7 @@ class _Outcome:
             last = to_utf8(self._last[0])
             self._tally.leave_out(NOT_REACHED, f"all after {last}" if last else "all of them", missed, was_seen=True)
 
-    def _close(self, sketches: Sketches) -> None:
+    def _close(self, sketches: AnnotatedWriter) -> None:
         try:
             sketches.close()
         except (DlferError, OSError) as error:
@@ -289,8 +293,8 @@ def describe_failure(error: Exception) -> str:
 
 
 def _report_progress(
-    results: Iterator[FramePrediction | BadInput], num_pictures: int | None
-) -> Iterator[FramePrediction | BadInput]:
+    results: Iterator[FramePrediction | UnreadableInput], num_pictures: int | None
+) -> Iterator[FramePrediction | UnreadableInput]:
     """Yield the results and show the progress; `num_pictures` is None if a list on stdin makes it unknown."""
     progress = ConsoleListener()
     num_done = 0
@@ -298,12 +302,12 @@ def _report_progress(
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
             if frame is not None and frame.video is not None:
-                progress.finish_part(
+                progress.report_progress(
                     escape(escape_text(Path(frame.name).name)), (frame.index or 0) + 1, frame.video.num_frames
                 )
             elif frame is not None:
                 num_done += 1
-                progress.finish_part("pictures", num_done, num_pictures)
+                progress.report_progress("pictures", num_done, num_pictures)
             yield result
     finally:
         progress.close()

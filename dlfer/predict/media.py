@@ -17,7 +17,7 @@ from typing import Any, TextIO, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dlfer.data.files import VIDEO_SUFFIXES, Tally, find_kind, find_reason, walk
+from dlfer.data.files import VIDEO_SUFFIXES, Tally, find_kind, find_rejection_reason, walk
 from dlfer.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -138,7 +138,7 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
 AHEAD = 4
 """Number of pictures that are decoded ahead; each takes 3 bytes per pixel."""
 
-PATIENCE = 2.0
+CLOSE_TIMEOUT = 2.0
 """Seconds to wait for a reading thread to end; a camera, or a list typed by hand, may block it for longer."""
 
 NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
@@ -170,7 +170,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class BadInput:
+class UnreadableInput:
     """An input that could not be read, or not completely.
 
     Attributes:
@@ -184,8 +184,8 @@ class BadInput:
 
 def list_inputs(
     names: Iterable[str], *, stdin: TextIO | None = None, tally: Tally | None = None
-) -> Iterator[str | BadInput]:
-    """Yield the files and cameras that names refer to, in order; a folder or glob without any gives a `BadInput`.
+) -> Iterator[str | UnreadableInput]:
+    """Yield the files and cameras that names refer to, in order; a folder or glob without any gives a `UnreadableInput`.
 
     Args:
         names: files; folders, which are searched for pictures and videos at any depth, without hidden ones and
@@ -206,7 +206,7 @@ def list_inputs(
             )
         elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
             tally.seen += 1
-            yield BadInput(name, f"{name}: {_describe_nothing(name)}")
+            yield UnreadableInput(name, f"{name}: {_explain_no_files(name)}")
         else:
             tally.seen += 1
             yield name
@@ -233,7 +233,7 @@ def _decode_entry(entry: bytes, stream: TextIO, end: bytes) -> str:
     return (entry if end == b"\0" else entry.rstrip(b"\r")).decode(stream.encoding, "surrogateescape")
 
 
-def _describe_nothing(name: str) -> str:
+def _explain_no_files(name: str) -> str:
     """Return why a folder or a glob gives no file."""
     if not os.path.isdir(name):
         return "nothing matches."
@@ -243,14 +243,18 @@ def _describe_nothing(name: str) -> str:
 
 
 def open_inputs(
-    names: Iterable[str | BadInput], *, every: int = 1, seconds: float | None = None, max_pixels: int = MAX_PIXELS
-) -> ReadAhead[Frame | BadInput]:
+    names: Iterable[str | UnreadableInput],
+    *,
+    every: int = 1,
+    seconds: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> ReadAhead[Frame | UnreadableInput]:
     """Return an iterator over the pictures and video frames of inputs, decoded ahead on a separate thread.
 
-    An input that cannot be read gives a `BadInput` in its place, and the iteration continues.
+    An input that cannot be read gives a `UnreadableInput` in its place, and the iteration continues.
 
     `names` are from `list_inputs`; videos give the frames 0, every, 2 * every ... up to the time `seconds`. Pictures of
-    more than `max_pixels` are refused. A video with missing frames ends with a `BadInput`. A camera gives its newest
+    more than `max_pixels` are refused. A video with missing frames ends with a `UnreadableInput`. A camera gives its newest
     frame: frames that arrive while the caller is busy are dropped.
 
     Raises:
@@ -260,7 +264,7 @@ def open_inputs(
     return ReadAhead(decoded, AHEAD, is_live=_is_of_camera)
 
 
-def _is_of_camera(item: Frame | BadInput) -> bool:
+def _is_of_camera(item: Frame | UnreadableInput) -> bool:
     return isinstance(item, Frame) and item.video is not None and item.video.is_live
 
 
@@ -284,7 +288,7 @@ class ReadAhead(Iterator[_T]):
         size: int,
         *,
         is_live: Callable[[_T], bool] = lambda item: False,
-        patience: float | None = PATIENCE,
+        patience: float | None = CLOSE_TIMEOUT,
         source: object = None,
     ) -> None:
         self._size, self._is_live, self._patience = size, is_live, patience
@@ -352,7 +356,7 @@ def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
 def _walk(folder: str, tally: Tally) -> Iterator[str]:
     """Yield the pictures and videos below a folder, see `dlfer.data.files.walk`; other files are counted."""
     for path in walk(Path(folder), tally, set()):
-        reason = find_reason(path)
+        reason = find_rejection_reason(path)
         # TypeScript files end in .ts, too. Other video suffixes are trusted, so that damaged videos are reported.
         is_named = path.suffix.casefold() in VIDEO_SUFFIXES and path.suffix.casefold() != ".ts"
         if reason is None or is_named or find_kind(path) == "video":
@@ -363,10 +367,10 @@ def _walk(folder: str, tally: Tally) -> Iterator[str]:
 
 
 def _decode(
-    names: Iterable[str | BadInput], *, every: int, seconds: float | None, max_pixels: int
-) -> Iterator[Frame | BadInput]:
+    names: Iterable[str | UnreadableInput], *, every: int, seconds: float | None, max_pixels: int
+) -> Iterator[Frame | UnreadableInput]:
     for name in names:
-        if isinstance(name, BadInput):
+        if isinstance(name, UnreadableInput):
             yield name
             continue
         try:
@@ -378,6 +382,6 @@ def _decode(
         except EnvironmentProblem:
             raise
         except DataError as error:
-            yield BadInput(name, str(error))
+            yield UnreadableInput(name, str(error))
         except OSError as error:
-            yield BadInput(name, f"{name}: {shorten(error, name)}")
+            yield UnreadableInput(name, f"{name}: {shorten(error, name)}")

@@ -15,7 +15,7 @@ from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import UserError
 from dlfer.predict.crops import DETECTIONS_A_SECOND, Box, Crop, FaceFinder, FaceTracker, build_cropper, choose_interval
 from dlfer.predict.engines import Engine
-from dlfer.predict.media import BadInput, Frame, ReadAhead, read_image
+from dlfer.predict.media import Frame, ReadAhead, UnreadableInput, read_image
 
 UNCERTAIN = "uncertain"
 """The label of a face whose confidence is below the threshold `abstain`."""
@@ -160,12 +160,12 @@ class FacePredictor:
 
 def predict_inputs(
     predictor: FacePredictor,
-    inputs: Iterable[Frame | BadInput],
+    inputs: Iterable[Frame | UnreadableInput],
     *,
     smooth: float = 0.5,
     detect_every: int | None = None,
     every: int = 1,
-) -> Iterator[FramePrediction | BadInput]:
+) -> Iterator[FramePrediction | UnreadableInput]:
     """Yield the predictions of pictures and frames in order; the faces of several files are predicted as one batch.
 
     While a batch is predicted, a thread finds and crops the faces of the next one. Faces in a video keep their number,
@@ -186,7 +186,7 @@ def predict_inputs(
         for batch, crops in found:
             predicted = iter(predictor.predict_crops(crops))
             for item in batch.items:
-                if isinstance(item, BadInput):
+                if isinstance(item, UnreadableInput):
                     yield item
                     continue
                 faces = next(predicted)
@@ -250,17 +250,17 @@ class _Batch:
 
     Attributes:
         items: all inputs in order.
-        frames: the items that are not a `BadInput`.
+        frames: the items that are not a `UnreadableInput`.
         keys: for each frame, whether the detector runs on it.
         pixels: total number in all frames.
     """
 
-    items: list[Frame | BadInput] = field(default_factory=list)
+    items: list[Frame | UnreadableInput] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
     pixels: int = 0
 
-    def add(self, item: Frame | BadInput, *, is_key: bool = True) -> None:
+    def add(self, item: Frame | UnreadableInput, *, is_key: bool = True) -> None:
         self.items.append(item)
         if isinstance(item, Frame):
             self.frames.append(item)
@@ -276,7 +276,7 @@ class _Batch:
         return is_enough and (not self.keys or self.keys[-1] or self.pixels >= 2 * _BATCH_PIXELS)
 
 
-def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int) -> Iterator[_Batch]:
+def _gather(inputs: Iterable[Frame | UnreadableInput], *, detect_every: int | None, every: int) -> Iterator[_Batch]:
     """Yield the inputs in batches; `detect_every` and `every` are those of `predict_inputs`."""
     batch, video, place, interval = _Batch(), None, 0, 1
     for item in inputs:
@@ -299,7 +299,7 @@ def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, eve
 
 
 def _find_crops(
-    predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int
+    predictor: FacePredictor, inputs: Iterable[Frame | UnreadableInput], *, detect_every: int | None, every: int
 ) -> Iterator[tuple[_Batch, list[list[Crop]]]]:
     """Yield batches of the inputs with the face crops of each of their frames."""
     cropper = predictor.cropper

@@ -148,7 +148,7 @@ in batches of 32 than in small ones, because its feature maps do not fit into th
 pixels takes a seventh more in batches of 8 than of 32, and twice as much one by one. With OpenVINO, B3 takes a seventh
 more in one batch of 64 than in batches of 8."""
 
-MOST_PROGRAMS = 8
+MAX_PROGRAMS = 8
 """Maximum number of input shapes for which OpenVINO keeps a separately compiled program."""
 
 
@@ -254,7 +254,7 @@ def open_openvino(path: Path) -> Answer:
     """Return the inference function of an ONNX file with OpenVINO, on the CPU in float32.
 
     Programs compiled for one input shape are faster than the one for dynamic shapes. Batches of `FACES_AT_A_TIME`
-    images and single images use the former; other remainders, and shapes beyond `MOST_PROGRAMS`, use the latter. The
+    images and single images use the former; other remainders, and shapes beyond `MAX_PROGRAMS`, use the latter. The
     function is thread-safe; calls are serialised.
     """
     check_onnx(path)
@@ -274,7 +274,7 @@ def open_openvino(path: Path) -> Answer:
 
     def find_program(shape: tuple[int, ...]) -> Any:
         is_own = shape[0] in (1, FACES_AT_A_TIME) and (
-            shape in programs or len(programs.keys() - {None}) < MOST_PROGRAMS
+            shape in programs or len(programs.keys() - {None}) < MAX_PROGRAMS
         )
         key = shape if is_own else None
         if key not in programs:

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dlfer.errors import EnvironmentProblem, UserError
-from dlfer.predict.media import BadInput
+from dlfer.predict.media import UnreadableInput
 from dlfer.predict.predictor import FramePrediction
 from dlfer.runs.files import explain_write_error, name_temporary, replace_when_done
 from dlfer.runs.records import ReadingRecord
@@ -54,7 +54,7 @@ _WIDTH = 44
 class Table(Protocol):
     """The interface of a table to which predictions are written."""
 
-    def write(self, result: FramePrediction | BadInput) -> None:
+    def write(self, result: FramePrediction | UnreadableInput) -> None:
         """Add the rows of a picture or frame, or the row of an input that could not be read."""
 
     def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
@@ -64,14 +64,14 @@ class Table(Protocol):
         """Abandon the table, and delete its temporary file."""
 
 
-def make_rows(result: FramePrediction | BadInput) -> Iterator[dict[str, Any]]:
+def make_rows(result: FramePrediction | UnreadableInput) -> Iterator[dict[str, Any]]:
     """Yield one row per face, with its probabilities under one key; a picture without faces has one row with face 0.
 
     An input that could not be read has one row, with its error.
     """
     empty = dict.fromkeys(("x0", "y0", "x1", "y1"))
     nothing = dict.fromkeys(("score", "label", "confidence", "probabilities"))
-    if isinstance(result, BadInput):
+    if isinstance(result, UnreadableInput):
         rest = {**dict.fromkeys(_AFTER), "error": to_utf8(result.error)}
         yield {"file": to_utf8(result.name), "face": None, **empty, **nothing, **rest}
         return
@@ -203,7 +203,7 @@ class _TextTable(ABC):
         self._staged = None if path is None else _Staged(path, buffering=0)
         self._ends: deque[int] = deque(maxlen=_KEPT_ENDS)
 
-    def write(self, result: FramePrediction | BadInput) -> None:
+    def write(self, result: FramePrediction | UnreadableInput) -> None:
         self._append("".join(self._format(row) for row in make_rows(result)))
 
     def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
@@ -292,8 +292,8 @@ class _JsonTable(_TextTable):
     def _format(self, row: dict[str, Any]) -> str:
         return f",\n{json.dumps(row)}"
 
-    def write(self, result: FramePrediction | BadInput) -> None:
-        if isinstance(result, BadInput):
+    def write(self, result: FramePrediction | UnreadableInput) -> None:
+        if isinstance(result, UnreadableInput):
             return
         text = "".join(self._format(row) for row in make_rows(result))
         self._append(text if self._has_rows else text[1:])
@@ -312,7 +312,7 @@ class _TerminalTable(_TextTable):
         self._has_head = False
         self._has_times = has_times
 
-    def write(self, result: FramePrediction | BadInput) -> None:
+    def write(self, result: FramePrediction | UnreadableInput) -> None:
         if not self._has_head:
             self._append(self._format_line("file", "seconds", "face", "label", "", "box"))
             self._has_head = True
@@ -359,7 +359,7 @@ class _ParquetTable:
         self._rows: list[dict[str, Any]] = []
         self._make = pyarrow.Table.from_pylist
 
-    def write(self, result: FramePrediction | BadInput) -> None:
+    def write(self, result: FramePrediction | UnreadableInput) -> None:
         self._rows += [_flatten(row, self._columns) for row in make_rows(result)]
         if len(self._rows) >= _ROW_GROUP:
             self._flush()

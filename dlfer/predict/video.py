@@ -52,7 +52,7 @@ def is_video(name: str) -> bool:
     return name.lower().endswith(VIDEO_SUFFIXES) if kind in (None, "empty") else kind == "video"
 
 
-_MOST_FAILURES = 1000
+_MAX_FAILURES = 1000
 """Number of consecutive failures after which a video counts as ended, whatever its header says."""
 
 
@@ -149,7 +149,7 @@ def _grab(capture: Any, count: _FrameCount) -> bool:
     expected = count.video.num_frames
     while not capture.grab():
         count.num_failures += 1
-        if expected is None or count.index + 1 >= expected or count.num_failures > _MOST_FAILURES:
+        if expected is None or count.index + 1 >= expected or count.num_failures > _MAX_FAILURES:
             return False
     return True
 
@@ -185,7 +185,7 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
         if not os.access(name, os.R_OK):
             raise DataError(f"{name}: {FORBIDDEN}")
         source = str(Path(name).resolve())
-    with _give_plain_name(source) as source:
+    with _make_utf8_path(source) as source:
         capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         capture.release()
@@ -199,7 +199,7 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _give_plain_name(source: str | int) -> Iterator[str | int]:
+def _make_utf8_path(source: str | int) -> Iterator[str | int]:
     """Yield `source`, or a temporary link to it if its path is not UTF-8, which OpenCV does not accept."""
     if isinstance(source, int) or to_utf8(source) == source:
         yield source
@@ -221,7 +221,7 @@ def _describe_video(capture: Any, name: str, *, is_live: bool) -> Video:
     return Video(rate, num_frames, is_live, _find_pixel_aspect(capture))
 
 
-_MOST_ASPECT = 4.0
+_MAX_ASPECT = 4.0
 """Maximum ratio of a pixel's sides that is not taken for an error; those of video standards are at most 2.4."""
 
 
@@ -229,7 +229,7 @@ def _find_pixel_aspect(capture: Any) -> float:
     """Return a pixel's width divided by its height in OpenCV's frames; 1 if the video states no plausible one."""
     cv2 = load_opencv()
     width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
-    if not (width > 0 and height > 0 and 1 / _MOST_ASPECT <= width / height <= _MOST_ASPECT):
+    if not (width > 0 and height > 0 and 1 / _MAX_ASPECT <= width / height <= _MAX_ASPECT):
         return 1.0
     # The header describes the stored frames, and OpenCV rotates them.
     is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_AUTO) and capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
@@ -255,7 +255,7 @@ def find_container(name: str) -> str:
     return "avi" if start[8:] == b"AVI " else ""
 
 
-_MOST_OF_INDEX = 2**26
+_MAX_OF_INDEX = 2**26
 """Maximum number of bytes of a video's index that are read; an hour has about a megabyte."""
 
 
@@ -286,12 +286,12 @@ def find_shown_seconds(name: str) -> float | None:
 
 
 def _read_box(file: BinaryIO, kind: bytes) -> bytes:
-    """Return the content of the first top-level box of a kind, at most `_MOST_OF_INDEX` bytes; b"" if there is none."""
+    """Return the content of the first top-level box of a kind, at most `_MAX_OF_INDEX` bytes; b"" if there is none."""
     while len(head := file.read(8)) == 8:
         size, found = struct.unpack(">I4s", head)
         rest = size - 8 if size != 1 else struct.unpack(">Q", file.read(8))[0] - 16
         if found == kind:
-            return file.read(min(rest, _MOST_OF_INDEX))
+            return file.read(min(rest, _MAX_OF_INDEX))
         if size == 0 or rest < 0:
             break
         file.seek(rest, os.SEEK_CUR)
@@ -318,7 +318,7 @@ def count_empty_frames(name: str) -> int:
         while len(head := file.read(8)) == 8:
             kind, size = struct.unpack("<4sI", head)
             if kind == b"idx1":
-                index = file.read(min(size, _MOST_OF_INDEX) // 16 * 16)
+                index = file.read(min(size, _MAX_OF_INDEX) // 16 * 16)
                 entries = struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])
                 return sum(chunk[2:] in (b"dc", b"db") and length == 0 for chunk, _, _, length in entries)
             file.seek(size + size % 2, os.SEEK_CUR)

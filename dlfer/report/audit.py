@@ -16,9 +16,9 @@ from dlfer.runs.audit_record import AuditRecord, ListedImage, OutlierImage, Outl
 from dlfer.runs.records import DuplicateCounts
 from dlfer.runs.text import count_noun
 
-MOST_SHOWN = 24
+MAX_SHOWN = 24
 """Maximum number of contested images, and of images that may show no face, on the page."""
-_MOST_OUTLIERS = 12
+_MAX_OUTLIERS = 12
 _SIDE = 96
 
 
@@ -230,11 +230,11 @@ def _list_groups(audit: AuditRecord) -> list[GroupRow]:
 
 
 def _list_contested(audit: AuditRecord) -> list[ListedImage]:
-    return [] if audit.votes is None else audit.votes.contested[:MOST_SHOWN]
+    return [] if audit.votes is None else audit.votes.contested[:MAX_SHOWN]
 
 
 def _list_no_faces(audit: AuditRecord) -> list[ListedImage]:
-    return [] if audit.probably_no_face is None else audit.probably_no_face.images[:MOST_SHOWN]
+    return [] if audit.probably_no_face is None else audit.probably_no_face.images[:MAX_SHOWN]
 
 
 def _list_outliers(audit: AuditRecord) -> list[OutlierRow]:
@@ -252,7 +252,7 @@ def _list_outliers(audit: AuditRecord) -> list[OutlierRow]:
     for kind, unit, found in kinds:
         if found is not None and found.n:
             shown = [image for image in found.images if (image.split, image.id) not in flat]
-            rows.append(OutlierRow(kind, unit, found, shown[:_MOST_OUTLIERS]))
+            rows.append(OutlierRow(kind, unit, found, shown[:_MAX_OUTLIERS]))
     return rows
 
 

@@ -13,15 +13,15 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.errors import ModelError
 from dlfer.model.vggface2 import TERMS
-from dlfer.report.figures import MOST_LABELS
+from dlfer.report.figures import MAX_LABELS
 from dlfer.report.headline import (
     METRICS,
     SPLITS,
     VIEWS,
     build_metrics_table,
+    describe_duplicate_sources,
     describe_duplicates,
     describe_not_judged,
-    name_left_out,
 )
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, describe_missing_groups
 from dlfer.report.page import (
@@ -231,7 +231,7 @@ def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig |
     use = "used for selection" if metrics.is_selected else "used for calibration"
     what = f"{source} {split}" + (f" (validation, {use})" if name == "validation" else "")
     remark = " (not a clean test)" if metrics.banner else ""
-    left_out = f", images without a duplicate in {name_left_out(metrics.duplicates)}"
+    left_out = f", images without a duplicate in {describe_duplicate_sources(metrics.duplicates)}"
     for found, suffix, words in (
         (metrics.judged, "", remark),
         (metrics.judged_without_duplicates, "-without-duplicates", left_out),
@@ -312,7 +312,7 @@ def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
         return []
     lines, per_class = [], metrics.judged.per_class
     recalls = {label: row.get("recall") for label, row in per_class.items() if not is_missing(row.recall)}
-    if recalls and len(per_class) <= MOST_LABELS:
+    if recalls and len(per_class) <= MAX_LABELS:
         worst = min(recalls, key=lambda label: recalls[label].value)
         lines.append(
             f"Its lowest recall is that of {worst}: {format_percent(recalls[worst].value)} of "

@@ -19,7 +19,7 @@ from dlfer.report.figures import (
     HATCHES,
     INK,
     SOFT,
-    Drawn,
+    NamedFigure,
     figure_style,
     name_rows,
     new_figure,
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SPLITS = ("train", "validation", "test")
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 
 FIGURES = ("accuracies", "differences", "curves")
-_MOST_CURVES = 6
+_MAX_CURVES = 6
 """Maximum number of arms, the best, whose curves a sweep or cross-validation draws: more cannot be distinguished."""
 
 
@@ -138,7 +138,10 @@ def write_comparison_report(path: Path, *, ending: Mapping[str, Any] | None = No
     if run.kind != "sweep":
         return render_page("comparison.html.j2", path / "report.html", context)
     context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.best_of)}
-    context |= {"describe_needed": describe_needed, "drawn_pairs": list_drawn_pairs(comparison)}
+    context |= {
+        "describe_required_sample_size": describe_required_sample_size,
+        "drawn_pairs": list_drawn_pairs(comparison),
+    }
     return render_page("sweep.html.j2", path / "report.html", context)
 
 
@@ -167,7 +170,7 @@ def read_comparison(path: Path) -> ComparisonRecord | None:
     return comparison.model_copy(update={"paired": pairs})
 
 
-def describe_needed(pair: ArmPair) -> str:
+def describe_required_sample_size(pair: ArmPair) -> str:
     """Return how many images or seeds would detect the observed difference; "" if it is significant or unknown."""
     if pair.is_significant or pair.not_learned:
         return ""
@@ -204,7 +207,7 @@ def _write_figures(
     path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember], *, kind: str
 ) -> tuple[str, ...]:
     """Draw the figures of the page, add the members' banners to them, and return their names."""
-    best = [row.arm for row in comparison.table[:_MOST_CURVES]]
+    best = [row.arm for row in comparison.table[:_MAX_CURVES]]
     if kind == "cross_validation":
         names: tuple[str, ...] = (*CROSSVAL_FIGURES, "curves")
         write_crossval_figures(path / "figures", comparison)
@@ -233,12 +236,12 @@ def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: 
         ]
         title = "Accuracy of each arm with its 95 % interval"
         text = f"Accuracy of each arm. {'; '.join(texts)}."
-        drawn.append(Drawn("accuracies", draw_accuracies(comparison), title, text))
+        drawn.append(NamedFigure("accuracies", draw_accuracies(comparison), title, text))
     pairs = list_drawn_pairs(comparison)
     if pairs:
         title = "Difference of accuracy with its 95 % interval; the line marks no difference"
         text = " ".join(pair.sentence for pair in pairs)
-        drawn.append(Drawn("differences", draw_differences(pairs), title, text))
+        drawn.append(NamedFigure("differences", draw_differences(pairs), title, text))
     return write_figures(path / "figures", drawn) + _write_curves(path / "figures", members)
 
 
@@ -253,7 +256,7 @@ def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path
         return []
     title = "Loss and accuracy of EF-FER2 over the epochs; validation is solid, training is thin and dashed"
     text = f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm."
-    return write_figures(figures, [Drawn("curves", draw_curves(histories), title, text)])
+    return write_figures(figures, [NamedFigure("curves", draw_curves(histories), title, text)])
 
 
 def draw_accuracies(comparison: ComparisonRecord) -> Figure:
@@ -369,9 +372,9 @@ def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list
             else:
                 texts.append(warning)
     if failed:
-        more = f"; and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
+        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
         texts.append(
-            f"Trainings that did not learn: {len(failed)} of {len(members)} ({'; '.join(failed[:_MOST_NAMED])}{more}). The "
+            f"Trainings that did not learn: {len(failed)} of {len(members)} ({'; '.join(failed[:_MAX_NAMED])}{more}). The "
             "report of each says why."
         )
     return list(dict.fromkeys(texts))

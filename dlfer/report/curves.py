@@ -16,7 +16,7 @@ from dlfer.report.figures import (
     INK,
     LINES,
     MARKERS,
-    MOST_LABELS,
+    MAX_LABELS,
     PALE,
     SOFT,
     figure_style,
@@ -147,7 +147,7 @@ def draw_roc(predictions: Predictions) -> Figure:
 
 def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str], *, width: float) -> None:
     """Draw the ROC curve of each class, `width` points wide; with more than 12 labels all are pale and unnamed."""
-    many = len(labels) > MOST_LABELS
+    many = len(labels) > MAX_LABELS
     for c, fpr, tpr, area in curves:
         colour = PALE if many else COLOURS[c % len(COLOURS)]
         style = "-" if many else LINES[c % len(LINES)]

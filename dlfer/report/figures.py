@@ -60,7 +60,7 @@ STYLE = {
 }
 
 DOTS_PER_INCH = 160
-MOST_LABELS = 12
+MAX_LABELS = 12
 """With more labels than this, figures do not name them all and tables have no column for each."""
 
 _BANNER_INK, _BANNER_WASH, _BANNER_EDGE = "#8a3b00", "#fff4e5", "#e9a23b"
@@ -262,7 +262,7 @@ def _choose_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozense
     return tuple(chosen), frozenset(left)
 
 
-class Drawn(NamedTuple):
+class NamedFigure(NamedTuple):
     """A figure with its name, its caption (`title`) and its alternative text (`description`)."""
 
     name: str
@@ -271,7 +271,7 @@ class Drawn(NamedTuple):
     description: str
 
 
-def write_figures(folder: Path, drawn: Iterable[Drawn]) -> list[Path]:
+def write_figures(folder: Path, drawn: Iterable[NamedFigure]) -> list[Path]:
     """Save figures as <name>.png in a folder; return their paths."""
     return [
         write_figure(one.figure, folder / f"{one.name}.png", title=one.title, description=one.description)
@@ -297,7 +297,7 @@ def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None
         if path.exists():
             contents = path.read_bytes()
             try:
-                stamped = _stamp(contents, banner)
+                stamped = _add_banner(contents, banner)
             except (OSError, ValueError, SyntaxError) as error:
                 raise describe_damaged_figure(path) from error
             if stamped != contents:
@@ -309,7 +309,7 @@ def describe_damaged_figure(path: Path) -> ModelError:
     return ModelError(f"{path}: this figure cannot be read; delete it, and the page is written without it.")
 
 
-def _stamp(contents: bytes, banner: str | None) -> bytes:
+def _add_banner(contents: bytes, banner: str | None) -> bytes:
     """Return a PNG with `banner` in a strip on top (none for None); its metadata contains the text and the height."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo

@@ -19,7 +19,7 @@ COMBINATIONS = {
 DEFINITION = "A duplicate is an exact, near or horizontally flipped copy, or an augmented copy of the same image."
 
 
-def find_without(metrics: Metrics | None) -> SplitMetrics | None:
+def get_metrics_without_duplicates(metrics: Metrics | None) -> SplitMetrics | None:
     """Return the metrics of the evaluated split without duplicates; None if none were found or searched for."""
     if metrics is None or metrics.judged is None or metrics.judged_without_duplicates is None:
         return None
@@ -27,13 +27,13 @@ def find_without(metrics: Metrics | None) -> SplitMetrics | None:
     return without if without.n < metrics.judged.n else None
 
 
-def format_without(split: SplitMetrics) -> str:
+def format_accuracy(split: SplitMetrics) -> str:
     """Return the accuracy of a split with its interval and n: "69.1 % (95 % 67.4 to 70.7, n = 3,201)"."""
     accuracy = split.accuracy
     return f"{format_percent(accuracy.value)} (95 % {format_interval(accuracy)}, n = {format_count(split.n)})"
 
 
-def name_left_out(duplicates: DuplicatesRecord | None) -> str:
+def describe_duplicate_sources(duplicates: DuplicatesRecord | None) -> str:
     """Return the data sets whose duplicates "without duplicates" leaves out, e.g. "training or validation"."""
     places = ["training"]
     if duplicates is not None and duplicates.in_selection:
@@ -63,8 +63,8 @@ def describe_duplicates(metrics: Metrics) -> str | None:
     if others and found.in_either is not None:
         either = "either" if len(others) == 1 else "any of these"
         text += f"; {'; '.join(others)}{', and' if len(others) == 1 else ';'} {format_count(found.in_either.any)} in {either}"
-    if find_without(metrics):
-        text += f'. "Without duplicates" leaves out those with one in {name_left_out(found)}'
+    if get_metrics_without_duplicates(metrics):
+        text += f'. "Without duplicates" leaves out those with one in {describe_duplicate_sources(found)}'
     return f"{text}. {DEFINITION}"
 
 
@@ -190,10 +190,10 @@ def build_headline(
     # The metrics of single images, unless the experiment selects another view as headline.
     shown = metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
     facts = [("protocol", metrics.protocol), ("selected on", metrics.describe_selection())]
-    without = find_without(metrics)
+    without = get_metrics_without_duplicates(metrics)
     if without:
         of_single = "" if shown is judged else ", of single images"
-        facts.append(("without duplicates", f"{format_without(without)}{of_single}"))
+        facts.append(("without duplicates", f"{format_accuracy(without)}{of_single}"))
     openings = metrics.test_opened or openings
     if not is_test:
         facts.append(("test", "none: the run has no test split"))

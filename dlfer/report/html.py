@@ -16,7 +16,7 @@ from dlfer.errors import ModelError
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.audit import describe_audit
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
-from dlfer.report.figures import Drawn, stamp_banner, write_figures
+from dlfer.report.figures import NamedFigure, stamp_banner, write_figures
 from dlfer.report.headline import build_headline, build_metrics_table, describe_splits, name_other_split
 from dlfer.report.judgement import (
     describe_abstention,
@@ -105,7 +105,7 @@ def write_run_figures(run_path: Path) -> list[Path]:
     return written
 
 
-def _draw_histories(run_path: Path) -> Iterator[Drawn]:
+def _draw_histories(run_path: Path) -> Iterator[NamedFigure]:
     events = read_events(run_path)
     for stage, title in STAGES.items():
         history = read_history(run_path / stage / "history.csv")
@@ -113,7 +113,7 @@ def _draw_histories(run_path: Path) -> Iterator[Drawn]:
             continue
         ends = [event for event in events if event.event == f"{stage}_end"]
         last = history[-1]
-        yield Drawn(
+        yield NamedFigure(
             f"{stage}_history",
             draw_history(history, kept_epoch=ends[-1].kept_epoch if ends else None),
             f"{title}: loss and accuracy over the epochs",
@@ -123,10 +123,10 @@ def _draw_histories(run_path: Path) -> Iterator[Drawn]:
         )
 
 
-def _draw_trees(run_path: Path) -> Iterator[Drawn]:
+def _draw_trees(run_path: Path) -> Iterator[NamedFigure]:
     record = BoostingRecord.read(run_path)
     if record is not None and record.levels:
-        yield Drawn(
+        yield NamedFigure(
             "levels",
             draw_levels(record.levels),
             "Each feature level's share of the training gain, and its share of the features",
@@ -134,18 +134,18 @@ def _draw_trees(run_path: Path) -> Iterator[Drawn]:
         )
 
 
-def _draw_judgement(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
+def _draw_judgement(run_path: Path, metrics: Metrics) -> Iterator[NamedFigure]:
     yield from _draw_metrics(metrics)
     yield from _draw_roc(run_path, metrics)
 
 
-def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
+def _draw_metrics(metrics: Metrics) -> Iterator[NamedFigure]:
     """Yield the figures that need nothing but the metrics."""
     judged, split = metrics.judged, metrics.judged_split
     if metrics.judged_on is not None:
         split = name_other_split(metrics.judged_on)
     if judged is not None and judged.confusion:
-        yield Drawn(
+        yield NamedFigure(
             "confusion",
             draw_confusion(np.array(judged.confusion), judged.labels),
             f"Confusion on {split}: rows are targets, columns predictions",
@@ -161,12 +161,12 @@ def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
     milestones = draw_milestones(metrics)
     if milestones is not None:
         text = describe_milestone_figure(metrics)
-        yield Drawn("milestones", milestones, "Confusion after some epochs: rows are targets", text)
+        yield NamedFigure("milestones", milestones, "Confusion after some epochs: rows are targets", text)
     if metrics.corruptions is not None:
         yield _draw_robustness(metrics.corruptions)
 
 
-def _draw_roc(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
+def _draw_roc(run_path: Path, metrics: Metrics) -> Iterator[NamedFigure]:
     # A run that was stopped during its evaluation has predictions but no metrics.
     splits = ["test", "validation"] if metrics.judged is None else [metrics.judged_split]
     paths = {split: run_path / "predictions" / f"{split}.npz" for split in splits}
@@ -175,7 +175,7 @@ def _draw_roc(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
         return
     predictions = read_predictions(paths[split])
     area = None if metrics.judged is None or metrics.judged.macro_auc is None else metrics.judged.macro_auc.value
-    yield Drawn(
+    yield NamedFigure(
         "roc",
         draw_roc(predictions),
         f"ROC on {split}: each class against the rest",
@@ -184,14 +184,14 @@ def _draw_roc(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
     )
 
 
-def _draw_calibration(calibration: Calibration, n: int, split: str) -> Drawn:
+def _draw_calibration(calibration: Calibration, n: int, split: str) -> NamedFigure:
     raw, scaled = calibration.raw, calibration.scaled
     errors = [f"{format_percent(raw.ece_equal_mass.value)} as the network gives it"]
     if scaled is not None:
         errors.append(f"{format_percent(scaled.ece_equal_mass.value)} after the temperature")
     rows = raw.reliability
     low, high = rows[0], rows[-1]
-    return Drawn(
+    return NamedFigure(
         "reliability",
         draw_reliability(calibration),
         f"Reliability on {split}: how often the model is right, over how sure it is; {len(rows)} bins of equally many "
@@ -203,7 +203,7 @@ def _draw_calibration(calibration: Calibration, n: int, split: str) -> Drawn:
     )
 
 
-def _draw_abstention(selective: Selective, abstain: Abstention | None, split: str) -> Drawn:
+def _draw_abstention(selective: Selective, abstain: Abstention | None, split: str) -> NamedFigure:
     curve, at = selective.curve, selective.at_threshold
     half = min(curve, key=lambda point: abs(point.coverage - 0.5))
     text = (
@@ -215,7 +215,7 @@ def _draw_abstention(selective: Selective, abstain: Abstention | None, split: st
             f" At the threshold {at.threshold:.2f}, {format_percent(at.coverage.value)} are answered and "
             f"{format_percent(1 - at.accuracy.value)} of these are wrong."
         )
-    return Drawn(
+    return NamedFigure(
         "risk_coverage",
         draw_risk_coverage(selective, target_accuracy=None if abstain is None else abstain.target_accuracy),
         f"Risk and coverage on {split}: what is gained by answering only where the model is sure",
@@ -223,12 +223,12 @@ def _draw_abstention(selective: Selective, abstain: Abstention | None, split: st
     )
 
 
-def _draw_robustness(found: Corruptions) -> Drawn:
+def _draw_robustness(found: Corruptions) -> NamedFigure:
     worst = [
         f"{name.replace('_', ' ')} {format_percent(levels[-1].accuracy.value)}"
         for name, levels in found.corruptions.items()
     ]
-    return Drawn(
+    return NamedFigure(
         "corruptions",
         draw_corruptions(found),
         f"Accuracy on corrupted images (n = {found.n:,}) with 95 % intervals",
@@ -301,7 +301,7 @@ def write_report(run_path: Path, *, ending: Mapping[str, Any] | None = None) -> 
         "config_path": shlex.quote(str(run_path / "config.yaml")),
         "environment": describe_environment(run),
         "config": read_text(run_path / "config.yaml"),
-        **_judge(
+        **_build_metrics_context(
             metrics,
             get_name(run_path, run),
             data=data,
@@ -346,12 +346,12 @@ def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
             "figures": load_figures(Path(folder), FIGURES),
             "audit": [],
             "comparisons": [],
-            **_judge(metrics, name, data=None, config=None, openings=0),
+            **_build_metrics_context(metrics, name, data=None, config=None, openings=0),
         }
     return render_page("run.html.j2", Path(path), context)
 
 
-def _judge(
+def _build_metrics_context(
     metrics: Metrics, name: str, *, data: DataRecord | None, config: ExperimentConfig | None, openings: int
 ) -> dict[str, Any]:
     """Return the template variables for the metrics; only an empty headline if no split was evaluated."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dlfer.report.figures import COLOURS, INK, MOST_LABELS, SOFT, Drawn, figure_style, new_figure
+from dlfer.report.figures import COLOURS, INK, MAX_LABELS, SOFT, NamedFigure, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS, VIEWS, name_other_split
 from dlfer.report.page import format_count, format_percent, format_uncertainty
 from dlfer.report.pictures import show_confusion
@@ -188,7 +188,7 @@ def describe_groups(metrics: Metrics) -> list[GroupTable]:
             notes.append("Groups marked with an asterisk have too few images and are left out of the gaps.")
         if attribute.num_missing:
             notes.append(f"{format_count(attribute.num_missing)} images have no value for it.")
-        tables.append(GroupTable(name, groups, labels[:MOST_LABELS], notes))
+        tables.append(GroupTable(name, groups, labels[:MAX_LABELS], notes))
     return tables
 
 
@@ -269,7 +269,7 @@ def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
         f"{'selected on validation' if metrics.is_selected else 'that of the last epoch'}.",
         "Emotion detection rate: the share of the classes that are predicted as themselves more often than as any other.",
     ]
-    return MilestoneTable(split, labels if len(labels) <= MOST_LABELS else [], rows, notes)
+    return MilestoneTable(split, labels if len(labels) <= MAX_LABELS else [], rows, notes)
 
 
 class EnsembleRow(NamedTuple):
@@ -363,7 +363,7 @@ def describe_final_labels(metrics: Metrics) -> FinalTable | None:
     return FinalTable([one.name for one in found], rows, rates, notes)
 
 
-def draw_members(metrics: Metrics) -> Drawn | None:
+def draw_members(metrics: Metrics) -> NamedFigure | None:
     """Draw the accuracy of the members' average against their number; None with fewer than two, or if not recorded."""
     growth = [] if metrics.ensemble is None else metrics.ensemble.growth
     if len(growth) < 2:
@@ -386,7 +386,7 @@ def draw_members(metrics: Metrics) -> Drawn | None:
         axes.margins(x=0.12)
     texts = "; ".join(f"{one.added} {format_percent(value.value)}" for one, value in zip(growth, found, strict=True))
     title = f"Accuracy on {split} of the average of the members, from the best on validation to all members; band: 95 % interval"
-    return Drawn("members", figure, title, f"{title}. Added one after another: {texts}.")
+    return NamedFigure("members", figure, title, f"{title}. Added one after another: {texts}.")
 
 
 def draw_milestones(metrics: Metrics) -> Figure | None:
@@ -397,7 +397,7 @@ def draw_milestones(metrics: Metrics) -> Figure | None:
     labels = rows[0].metrics.labels
     lines = -(-len(rows) // _COLUMNS)
     columns = min(len(rows), _COLUMNS)
-    has_text = len(labels) <= MOST_LABELS
+    has_text = len(labels) <= MAX_LABELS
     with figure_style():
         figure = new_figure(1.0 + 3.6 * columns, 0.4 + 3.7 * lines)
         grid = figure.subplots(lines, columns, squeeze=False)

@@ -12,7 +12,7 @@ import numpy as np
 from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     INK,
-    MOST_LABELS,
+    MAX_LABELS,
     figure_style,
     new_canvas,
     new_figure,
@@ -36,7 +36,7 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
         confusion: int [C, C], rows are targets.
         labels: names of the C classes.
     """
-    small = len(labels) > MOST_LABELS
+    small = len(labels) > MAX_LABELS
     side = 10.0 if small else 2.2 + 0.45 * max(len(labels), 4)
     size = 5 if len(labels) > 40 else 8
     with figure_style():

@@ -19,7 +19,7 @@ from dlfer.config.load import load_recorded_experiment
 from dlfer.errors import ModelError, shorten
 from dlfer.metrics.curves import compute_midranks
 from dlfer.report.comparison import SPLITS, read_comparison, write_comparison_figures
-from dlfer.report.figures import COLOURS, INK, SOFT, Drawn, figure_style, new_figure, write_figures
+from dlfer.report.figures import COLOURS, INK, SOFT, NamedFigure, figure_style, new_figure, write_figures
 from dlfer.report.page import (
     describe_environment,
     describe_run,
@@ -95,7 +95,7 @@ def write_search_report(path: Path) -> Path:
         "warnings": [*([_SMOKE] if run.smoke else []), *run.warnings, *_describe_changes(path, trials)],
         "figure": _name_objective(trials.objective),
         "arms": [_describe_arm(path, trials, name) for name in trials.arms],
-        "fewest": FEWEST,
+        "fewest": MIN_SCORES,
         "comparison": comparison,
         "splits": [split for split in SPLITS if comparison and any(row.get(split) for row in comparison.table)],
         "winners": [] if comparison is None else [_describe_winner(path, comparison, row) for row in comparison.table],
@@ -127,7 +127,7 @@ def _describe_changes(path: Path, trials: Trials) -> list[str]:
 
 
 def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:
-    rows, alone = trials.arms[name], name == ALONE
+    rows, alone = trials.arms[name], name == SINGLE_ARM
     ranked = rank_trials(rows, trials.direction)
     scored = [row for row in rows if row.score is not None]
     keys = [key for key in trials.keys if any(key in row.settings for row in rows)]
@@ -143,7 +143,7 @@ def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:
         "best_file": shlex.quote(str(path / best_file)) if os.path.exists(path / best_file) else None,
         "num_scored": len(scored),
         "num_failed": sum(row.status == "failed" for row in rows),
-        "num_alike": _count_alike(ranked),
+        "num_within_interval": _count_within_interval(ranked),
         "figures": _draw(path / "figures", "" if alone else f"{_slug(name)}-", trials, rows, importance),
         "seconds": sum(row.seconds or 0 for row in rows),
     }
@@ -190,7 +190,7 @@ def _describe_line(path: Path, ranked: RankedTrial, keys: Sequence[str]) -> Tria
     )
 
 
-def _count_alike(ranked: Sequence[RankedTrial]) -> int:
+def _count_within_interval(ranked: Sequence[RankedTrial]) -> int:
     """Return the number of other finished trials with a score within the 95 % interval of the best one."""
     best = ranked[0].row if ranked else None
     if best is None or best.low is None:
@@ -207,7 +207,7 @@ def _draw(
 ) -> dict[str, dict | None]:
     """Draw the figures that the trials of an arm allow; return them by the names of `FIGURES`, encoded for the page."""
     scored, keys = [row for row in rows if row.score is not None], list(importance)
-    drawn: list[Drawn] = []
+    drawn: list[NamedFigure] = []
     name, direction = _name_objective(trials.objective), trials.direction
     if len(scored) > 1 and keys:
         title = (
@@ -215,18 +215,18 @@ def _draw(
             "orange one is the best"
         )
         text = f"Parallel coordinates of {len(scored)} trials over {', '.join(keys)}."
-        drawn.append(Drawn(f"{prefix}coordinates", draw_coordinates(scored, keys, name, direction), title, text))
+        drawn.append(NamedFigure(f"{prefix}coordinates", draw_coordinates(scored, keys, name, direction), title, text))
     known = {key: value for key, value in importance.items() if value is not None}
     if known:
         shares = ", ".join(f"{key} {100 * value.share:.0f} %" for key, value in known.items())
         title = (
             f"Share of the variance of {name} that each key alone explains; the tick marks what chance would explain"
         )
-        drawn.append(Drawn(f"{prefix}importance", draw_importance(known), title, f"Shares: {shares}."))
+        drawn.append(NamedFigure(f"{prefix}importance", draw_importance(known), title, f"Shares: {shares}."))
     if scored:
         title = f"Validation {name} of each trial in order of start; the line is the best so far"
         text = f"{len(scored)} trials with a score, {len(rows) - len(scored)} without."
-        drawn.append(Drawn(f"{prefix}history", draw_history(rows, name, direction), title, text))
+        drawn.append(NamedFigure(f"{prefix}history", draw_history(rows, name, direction), title, text))
     write_figures(folder, drawn)
     loaded = load_figures(folder, [one.name for one in drawn])
     return {key: loaded.get(f"{prefix}{key}") for key in FIGURES}
@@ -236,8 +236,8 @@ def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:80]
 
 
-_FEW = 6
-_ABREAST = 6
+_MAX_CATEGORIES = 6
+_KEYS_PER_ROW = 6
 """Maximum number of keys in one row of parallel coordinates."""
 
 
@@ -256,13 +256,13 @@ def draw_coordinates(trials: Sequence[MemberRow], keys: Sequence[str], name: str
     score_title = f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
     # The first trial of the leaderboard is drawn last.
     order = [ranked.number - 1 for ranked in reversed(rank_trials(trials, direction))]
-    rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _ABREAST))
+    rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _KEYS_PER_ROW))
     with figure_style():
         figure = new_figure(max(6.0, 1.6 * (len(rows[0]) + 1)), 4.2 * len(rows))
         for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
             drawn = [_Axis([trial.settings.get(key) for trial in trials]) for key in row]
             _draw_lines(axes, [*drawn, score_axis], order)
-            _dress(axes, [*drawn, score_axis], [*(shorten_key(key, keys) for key in row), score_title])
+            _draw_axes(axes, [*drawn, score_axis], [*(shorten_key(key, keys) for key in row), score_title])
     return figure
 
 
@@ -282,7 +282,7 @@ def _draw_lines(axes: Axes, upright: Sequence[_Axis], order: Sequence[int]) -> N
         )
 
 
-def _dress(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
+def _draw_axes(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
     """Draw the vertical axes with their ticks and titles, and hide everything else."""
     for place, axis in enumerate(upright):
         axes.plot([place, place], [0, 1], color=INK, linewidth=1, zorder=4)
@@ -372,7 +372,7 @@ class _Axis:
         known = [value for value in values if value is not None]
         is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
         distinct = {repr(value): value for value in known}
-        if is_number and len(distinct) > _FEW:
+        if is_number and len(distinct) > _MAX_CATEGORIES:
             low, high = min(known), max(known)
             is_log = low > 0 and high / low >= 20
             scale = math.log if is_log else float
@@ -394,7 +394,7 @@ class _Axis:
 FORMER_TRIALS_FILE = "trials.json"
 
 
-ALONE = "search"
+SINGLE_ARM = "search"
 """Name of the arm of a search with only one arm."""
 
 
@@ -446,7 +446,7 @@ def read_trials(path: Path) -> Trials | None:
     if search is None:
         return None
     rows = [row for row in read_member_rows(path) if row.trial is not None]
-    arms: dict[str, list[MemberRow]] = {} if rows else {ALONE: []}
+    arms: dict[str, list[MemberRow]] = {} if rows else {SINGLE_ARM: []}
     for row in rows:
         arms.setdefault(row.arm, []).append(row)
     return Trials(search.objective, list(search.space), arms)
@@ -486,9 +486,9 @@ def rank_trials(rows: Sequence[MemberRow], direction: str) -> list[RankedTrial]:
     return sorted((RankedTrial(number, row) for number, row in enumerate(rows, start=1)), key=place)
 
 
-FEWEST = 4
+MIN_SCORES = 4
 """Minimum number of scores for which importance is computed."""
-MOST_GROUPS = 4
+MAX_GROUPS = 4
 """Numeric keys with at most this many distinct values are treated as categories."""
 
 
@@ -529,9 +529,9 @@ def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[f
     values, y = [value for value, _ in known], np.array([score for _, score in known], dtype=float)
     num_distinct = len({repr(value) for value in values})
     total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
-    if len(y) < FEWEST or num_distinct < 2 or total <= 0:
+    if len(y) < MIN_SCORES or num_distinct < 2 or total <= 0:
         return None
-    if num_distinct > MOST_GROUPS and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+    if num_distinct > MAX_GROUPS and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         fitted, num_free = _fit_parabola(np.asarray(values, dtype=float), y), 2
     else:
         fitted, num_free = _fit_groups([repr(value) for value in values], y), num_distinct - 1

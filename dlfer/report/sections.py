@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dlfer.config.names import STAGES
 from dlfer.config.schema import ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, EnsembleConfig
-from dlfer.report.figures import COLOURS, HATCHES, MOST_LABELS, figure_style, new_figure
+from dlfer.report.figures import COLOURS, HATCHES, MAX_LABELS, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS
 from dlfer.report.page import format_count, format_interval, format_percent
 from dlfer.runs.metrics_record import Metrics, is_missing
@@ -38,7 +38,7 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
         return []
     finetune, facts = config.finetune, []
     if labels:
-        shown = ", ".join(labels[:MOST_LABELS]) + (" ..." if len(labels) > MOST_LABELS else "")
+        shown = ", ".join(labels[:MAX_LABELS]) + (" ..." if len(labels) > MAX_LABELS else "")
         facts.append(("question", f"which of {len(labels)} labels would annotators give: {shown}?"))
     facts.append(("data", _describe_source(finetune.data)))
     if config.ensemble is not None:
@@ -182,7 +182,7 @@ class DataSection(NamedTuple):
 
 def describe_data(data: DataRecord) -> DataSection:
     """Return the facts and notes of data.json, and a row with class counts for each split."""
-    labels = data.labels if len(data.labels) <= MOST_LABELS else []
+    labels = data.labels if len(data.labels) <= MAX_LABELS else []
     rows = []
     for name, split in data.splits.items():
         per_class = split.per_class or {}
@@ -344,7 +344,7 @@ def describe_members(section: EnsembleConfig) -> str:
     return f"{'; '.join(members)}; combined by {COMBINATIONS.get(section.combine, section.combine)}"
 
 
-_MOST_BRANCHES, _MOST_NAMED = 4, 7
+_MAX_BRANCHES, _MAX_NAMED = 4, 7
 
 
 class BlockRow(NamedTuple):
@@ -447,8 +447,8 @@ def describe_cascade(
 
 
 def _list_labels(labels: Sequence[str]) -> list[str]:
-    more = [f"and {len(labels) - _MOST_NAMED} others"] if len(labels) > _MOST_NAMED else []
-    return [", ".join(labels[:_MOST_NAMED]), *more] if labels else []
+    more = [f"and {len(labels) - _MAX_NAMED} others"] if len(labels) > _MAX_NAMED else []
+    return [", ".join(labels[:_MAX_NAMED]), *more] if labels else []
 
 
 def _box_pretraining(pretrain: PretrainConfig | None, cost: Cost | None) -> Box:
@@ -486,7 +486,7 @@ def _label_transfer(pretrain: PretrainConfig | None, transfer: TransferRecord | 
         return ["nothing loaded"] if pretrain is None else ["transfer"]
     lines = ["transfer", f"{len(transfer.loaded):,} loaded", f"{len(transfer.newly_initialised):,} newly initialised"]
     branches = [f"{name}: {len(lists.loaded):,} loaded" for name, lists in transfer.branches.items()]
-    return [*lines, *branches[:_MOST_BRANCHES]]
+    return [*lines, *branches[:_MAX_BRANCHES]]
 
 
 def _complete(boxes: list[Box], arrows: list[list[str]]) -> Diagram:

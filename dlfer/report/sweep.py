@@ -22,7 +22,7 @@ from dlfer.report.figures import (
     INK,
     LINES,
     SOFT,
-    Drawn,
+    NamedFigure,
     figure_style,
     name_rows,
     new_figure,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 BEST_FIGURES = ("best_scores", "best_macro_roc", "best_roc")
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Maximum number of best cells, the first ones, in the figures; the tables have all."""
 SCORES = {
     "accuracy": "accuracy",
@@ -56,7 +56,7 @@ SCORES = {
     "macro_f1": "macro F1",
 }
 """Metric -> display name."""
-_MOST_PANELS = 4
+_MAX_PANELS = 4
 """Up to this many tables have a panel of bars each; more tables share one panel."""
 _COLUMNS = 3
 
@@ -146,8 +146,8 @@ def describe_best_cells(best: BestCells | None) -> BestView | None:
         f"{heading + ', ' if heading else ''}on {best.judged_on}": rows for heading, rows in group_best_rows(best)
     }
     notes = [*best.notes]
-    if len(best.table) > MOST_ROWS:
-        notes.append(f"The figures show the first {MOST_ROWS} of {len(best.table)} rows.")
+    if len(best.table) > MAX_ROWS:
+        notes.append(f"The figures show the first {MAX_ROWS} of {len(best.table)} rows.")
     return BestView(notes, SCORES, tables)
 
 
@@ -175,7 +175,7 @@ def format_best_tables(best: BestCells | None) -> list[Table]:
 
 
 def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]) -> list[Path]:
-    """Draw the scores and ROC curves of the best cells, at most `MOST_ROWS`; return the paths.
+    """Draw the scores and ROC curves of the best cells, at most `MAX_ROWS`; return the paths.
 
     Args:
         folder: the folder for the figures.
@@ -192,9 +192,9 @@ def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple
         f"{title}: " + ", ".join(f"{words} {format_percent(cell.get(name).value)}" for name, words in SCORES.items())
         for title, cell in shown
     ]
-    figure = draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)])
+    figure = draw_best_scores(tables if len(tables) <= _MAX_PANELS else [BestTable(None, shown)])
     title = f"The best cells{which} on {best.judged_on}, with 95 % intervals"
-    drawn = [Drawn("best_scores", figure, title, f"On {best.judged_on}. {'; '.join(texts)}.")]
+    drawn = [NamedFigure("best_scores", figure, title, f"On {best.judged_on}. {'; '.join(texts)}.")]
     panels = []
     for title, cell in shown:
         run = runs.get((cell.arm, cell.seeds[0]))
@@ -204,7 +204,7 @@ def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple
     return write_figures(folder, [*drawn, *_draw_rocs(panels, best.part, num_gone=len(shown) - len(panels))])
 
 
-def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Drawn]:
+def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[NamedFigure]:
     curves = [(title, compute_class_rocs(predictions)[1]) for title, predictions in panels]
     macros = [(title, macro) for title, macro in curves if macro is not None]
     if not macros:
@@ -212,13 +212,13 @@ def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gon
     gone = f"; {num_gone} cells without predictions are left out" if num_gone else ""
     texts = [f"{title} {macro.area:.3f}" for title, macro in macros]
     return [
-        Drawn(
+        NamedFigure(
             "best_macro_roc",
             draw_macro_rocs(macros),
             f"ROC on {split}: the mean over classes, of each best cell's first seed{gone}",
             f"Mean area under the ROC curves on {split}: {'; '.join(texts)}.",
         ),
-        Drawn(
+        NamedFigure(
             "best_roc",
             draw_best_rocs(panels),
             f"ROC on {split}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
@@ -313,8 +313,8 @@ def get_errors(estimate: Estimate) -> tuple[float, float]:
 
 
 def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
-    """Return the first tables, cut to `MOST_ROWS` rows in total."""
-    left, taken = MOST_ROWS, []
+    """Return the first tables, cut to `MAX_ROWS` rows in total."""
+    left, taken = MAX_ROWS, []
     for heading, rows in tables:
         if left > 0:
             taken.append(BestTable(heading, rows[:left]))
@@ -328,7 +328,7 @@ def _wrap(title: str, room: int) -> str:
 
 
 SWEEP_FIGURES = ("ranking", "differences", "curves")
-MOST_DRAWN = 30
+MAX_DRAWN = 30
 """Maximum number of cells or arms, the best ones, in the figures; the tables have all."""
 
 
@@ -345,17 +345,17 @@ def list_drawn_pairs(comparison: ComparisonRecord) -> list[ArmPair]:
 
 def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the ranking and the differences, if there are any; return the paths."""
-    drawn, table, pairs = [], comparison.table[:MOST_DRAWN], list_drawn_pairs(comparison)[:MOST_DRAWN]
-    which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
+    drawn, table, pairs = [], comparison.table[:MAX_DRAWN], list_drawn_pairs(comparison)[:MAX_DRAWN]
+    which = f"the best {MAX_DRAWN} cells" if len(comparison.table) > MAX_DRAWN else "the cells"
     if table:
         texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table if row.validation]
         title = f"Accuracy of {which} with its 95 % interval, in the order of validation"
-        drawn.append(Drawn("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
+        drawn.append(NamedFigure("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
         part, reference = pairs[0].part, pairs[0].a
         title = f"“{reference}” minus each cell on {part}, paired by image, with its 95 % interval, not corrected"
         text = " ".join(pair.sentence for pair in pairs)
-        drawn.append(Drawn("differences", draw_sweep_differences(pairs), title, text))
+        drawn.append(NamedFigure("differences", draw_sweep_differences(pairs), title, text))
     return write_figures(folder, drawn)
 
 
@@ -443,7 +443,7 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
 CROSSVAL_FIGURES = ("folds", "differences")
 CHOSEN = "each fold's own choice"
 """Name of the table row for which each fold uses the arm that is best on its own validation split."""
-_MOST_FOLD_TABLES = 1
+_MAX_FOLD_TABLES = 1
 
 
 class PooledRow(NamedTuple):
@@ -504,7 +504,7 @@ def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
             f"{format_percent(found.macro_f1.value)}\n{format_uncertainty(found.macro_f1)}",
             f"{format_count(found.n)}\n{format_count(found.num_groups)} groups",
         )
-    if len(comparison.table) > _MOST_FOLD_TABLES or not rows:
+    if len(comparison.table) > _MAX_FOLD_TABLES or not rows:
         return [pooled]
     folds = Table(title="Folds, each with the interval of its model")
     for name in ("fold", "seed", "validation", "accuracy", "95 % interval", "images"):
@@ -518,16 +518,16 @@ def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
 
 def write_crossval_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the folds of each arm, and the differences, if there are any; return the paths."""
-    drawn, pairs = [], list_drawn_pairs(comparison)[:MOST_DRAWN]
-    rows = [row for row in list_pooled_rows(comparison) if has_value(row.found.trained)][:MOST_DRAWN]
+    drawn, pairs = [], list_drawn_pairs(comparison)[:MAX_DRAWN]
+    rows = [row for row in list_pooled_rows(comparison) if has_value(row.found.trained)][:MAX_DRAWN]
     if rows:
         texts = [f"{row.name} {format_percent(row.found.recipe.value)}" for row in rows]
         title = "Pooled accuracy with the 95 % interval of the recipe (thin) and of the trained models (thick); dots are folds"
-        drawn.append(Drawn("folds", draw_folds(rows), title, f"Pooled accuracy: {'; '.join(texts)}."))
+        drawn.append(NamedFigure("folds", draw_folds(rows), title, f"Pooled accuracy: {'; '.join(texts)}."))
     if pairs:
         title = f"Difference from “{pairs[0].a}” over folds, with its 95 % interval, not corrected"
         drawn.append(
-            Drawn("differences", draw_sweep_differences(pairs), title, " ".join(pair.sentence for pair in pairs))
+            NamedFigure("differences", draw_sweep_differences(pairs), title, " ".join(pair.sentence for pair in pairs))
         )
     return write_figures(folder, drawn)
 

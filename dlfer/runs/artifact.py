@@ -14,7 +14,7 @@ from dlfer.runs.files import read_json
 from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.metrics_record import Estimate, Number, rename_key
 from dlfer.runs.records import (
-    MOST_LABELS,
+    MAX_LABELS,
     About,
     ArtifactRecord,
     Count,
@@ -195,7 +195,7 @@ class ExportRecord(FileRecord):
     version: int
     format: str
     file: str
-    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_LABELS)]
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MAX_LABELS)]
     input: ExportInput
     output: ExportOutput = Field(default_factory=ExportOutput)
     temperature: ExportTemperature = Field(default_factory=ExportTemperature)

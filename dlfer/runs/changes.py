@@ -19,13 +19,13 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError, ResumeError
 from dlfer.runs.files import read_npz, write_npz
 from dlfer.runs.records import DataRecord, RunRecord
-from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, list_packages, tell_time
+from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, format_utc_now, list_packages
 
 IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
 """Lists of the images of a run's stages: the labels, and for each split ids, targets and a digest of each image."""
 
 SPLITS = ("train", "validation", "test")
-_MOST_IDS = 3
+_MAX_IDS = 3
 _STUDIES = ("ablation", "sweep", "search")
 # These keys do not affect results: names, checkpoints, trackers, and paths of data, whose images are compared instead.
 _NO_RESULT = (
@@ -114,7 +114,7 @@ def load_start(run: Run) -> ExperimentConfig | None:
         return None
 
 
-def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
+def accept_or_refuse_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
     """Refuse to resume a run with changes, or record that they were accepted.
 
     Args:
@@ -135,14 +135,14 @@ def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str
             "what changed, or start a new run; or continue with --accept-changes, which run.json and the report then "
             "record."
         )
-    now = tell_time()
+    now = format_utc_now()
     run.update(changes=[*run.record.changes, {"time": now, "differences": list(changes)}])
     run.log("changes_accepted", differences=list(changes))
     run.warn(f"Continued with --accept-changes ({now}): {since}, this has changed: {'; '.join(changes)}.")
 
 
-def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
-    """Compare a run's experiment and software with those it started with, and apply `settle_changes` to the changes.
+def check_changes_since_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
+    """Compare a run's experiment and software with those it started with, and apply `accept_or_refuse_changes` to the changes.
 
     Args:
         run: the run to resume.
@@ -154,7 +154,7 @@ def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
         ConfigError: config.yaml cannot be read.
     """
     changes = find_changes(run, backend=backend)
-    settle_changes(run, changes, accept=accept)
+    accept_or_refuse_changes(run, changes, accept=accept)
     if changes:
         config = run.config()
         run.update(
@@ -165,8 +165,8 @@ def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
         )
 
 
-def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMAGES_FILE, accept: bool) -> None:
-    """Compare a stage's images with those it started with, apply `settle_changes`, and write their list into the run.
+def check_changed_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMAGES_FILE, accept: bool) -> None:
+    """Compare a stage's images with those it started with, apply `accept_or_refuse_changes`, and write their list into the run.
 
     Args:
         run: the run to start or resume.
@@ -195,7 +195,7 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
         found = compare_images(before, images, same_splits=not in_other_fold)
     else:
         found = _compare_fingerprints(run, images) if file == IMAGES_FILE else []
-    settle_changes(run, [f"{stage}.data: {line}" for line in found], accept=accept, since=since)
+    accept_or_refuse_changes(run, [f"{stage}.data: {line}" for line in found], accept=accept, since=since)
     write_npz(run.path / file, images)
 
 
@@ -367,8 +367,8 @@ def _compare_split(split: str, before: Mapping[str, tuple], after: Mapping[str, 
 
 
 def _list_first(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > _MOST_IDS else ""
-    return ", ".join(names[:_MOST_IDS]) + more
+    more = ", ..." if len(names) > _MAX_IDS else ""
+    return ", ".join(names[:_MAX_IDS]) + more
 
 
 def _compare_fingerprints(run: Run, images: Mapping[str, np.ndarray]) -> list[str]:

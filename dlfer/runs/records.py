@@ -476,7 +476,7 @@ class DataRecord(FileRecord):
     notes: list[str] = Field(default_factory=list)
 
 
-MOST_LABELS, LARGEST_IMAGE = 10_000, 4096
+MAX_LABELS, LARGEST_IMAGE = 10_000, 4096
 Side = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 """Side of a square image, in pixels."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -655,7 +655,7 @@ class ArtifactRecord(FileRecord):
 
     format: int
     family: str
-    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_LABELS)]
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MAX_LABELS)]
     model: Annotated[dict[str, Any], AfterValidator(_check_model)]
     input: InputRecord
     sha256: dict[str, str]

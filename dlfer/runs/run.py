@@ -99,7 +99,7 @@ def list_packages() -> dict[str, str]:
     return versions
 
 
-def tell_time() -> str:
+def format_utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -148,7 +148,7 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in UTC, the event, and the fields."""
-        left = (json.dumps(to_json({"time": tell_time(), "event": event, **fields})) + "\n").encode()
+        left = (json.dumps(to_json({"time": format_utc_now(), "event": event, **fields})) + "\n").encode()
         with (self.path / LOG_FILE).open("a+b", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
             if start:
@@ -232,7 +232,7 @@ class Run:
             return True
 
     def _end(self, status: str, at: str | None, **fields: Any) -> None:
-        self.update(status=status, finished=at or tell_time(), **fields)
+        self.update(status=status, finished=at or format_utc_now(), **fields)
         self.log(status, **{key: value for key, value in fields.items() if value is not None})
 
 
@@ -256,7 +256,7 @@ def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind:
         "kind": kind,
         "experiment": config.experiment.name,
         "argv": argv,
-        "started": tell_time(),
+        "started": format_utc_now(),
         "finished": None,
         "error": None,
         "device": None,

@@ -264,7 +264,7 @@ def read_metrics(folder: Path | str) -> Metrics | None:
         return None
     changed: dict[str, object] = {}
     if extra is not None:
-        changed = _unite(metrics, extra)
+        changed = _merge(metrics, extra)
     if (folder / LOG_FILE).is_file() and metrics.test_opened is not None:
         changed["test_opened"] = max(metrics.test_opened, count_openings(folder))
     return metrics.model_copy(update=changed)
@@ -281,10 +281,10 @@ def require_metrics(folder: Path | str) -> Metrics:
 
 def add_metrics(run: Run, found: ExtraMetrics) -> None:
     """Add metrics to a run; they replace earlier ones of the same view and split, groups or corruptions."""
-    ExtraMetrics(**_unite(ExtraMetrics.read(run.path) or ExtraMetrics(), found)).write(run.path)
+    ExtraMetrics(**_merge(ExtraMetrics.read(run.path) or ExtraMetrics(), found)).write(run.path)
 
 
-def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
+def _merge(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
     """Return the merged views, groups and corruptions; those of `new` take precedence."""
     views = {**old.views}
     for view, splits in new.views.items():
@@ -316,7 +316,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
-def pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
+def ignore_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
     """Suppress the error of writing to a read-only run inside the block, and pass the consequence to `say`."""
     try:
         yield

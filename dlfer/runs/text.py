@@ -113,7 +113,7 @@ def _escape(character: str) -> str:
 
 
 _CELL = "padding:0.2em 0.7em;border-bottom:1px solid rgba(128,128,128,0.35);"
-MOST_ROWS = 20
+MAX_ROWS = 20
 """Maximum number of rows that an HTML table shows; a longer one shows the first rows and the total."""
 
 
@@ -162,8 +162,8 @@ def format_html(
         f'<th style="{_CELL}text-align:{_align(rows, i)}">{_escape_html(h)}</th>' for i, h in enumerate(header)
     )
     head = f"<thead><tr>{heads}</tr></thead>" if heads else ""
-    body = "".join(f"<tr>{''.join(_format_cell(cell) for cell in row)}</tr>" for row in rows[:MOST_ROWS])
-    more = f"The first {MOST_ROWS} of {len(rows):,} rows." if len(rows) > MOST_ROWS else None
+    body = "".join(f"<tr>{''.join(_format_cell(cell) for cell in row)}</tr>" for row in rows[:MAX_ROWS])
+    more = f"The first {MAX_ROWS} of {len(rows):,} rows." if len(rows) > MAX_ROWS else None
     below = "".join(f'<p style="margin:0.3em 0">{_escape_html(note)}</p>' for note in (more, *notes) if note)
     table = f'<table style="border-collapse:collapse">{head}<tbody>{body}</tbody></table>' if rows else ""
     return f"<div><p><b>{_escape_html(title)}</b></p>{table}{below}</div>"

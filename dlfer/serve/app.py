@@ -20,7 +20,7 @@ from dlfer.serve import schemas
 from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics, Policy
 from dlfer.serve.limits import Limits, Refusal
 from dlfer.serve.models import VERSIONS, ServedModel, describe_tensors, write_answer
-from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
+from dlfer.serve.schemas import complete_openapi, describe_body, describe_errors
 from dlfer.serve.service import Body, Service, check_faces, read_crops_flag, read_face
 
 _LOG = logging.getLogger("uvicorn.error")
@@ -172,8 +172,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
         tags=["dlfer"],
-        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
-        openapi_extra=tell_body(
+        responses=describe_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=describe_body(
             schemas.PredictRequest,
             {
                 "file": {
@@ -212,8 +212,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/explain",
         tags=["dlfer"],
-        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
-        openapi_extra=tell_body(
+        responses=describe_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=describe_body(
             schemas.ExplainRequest,
             {
                 "file": {"type": "string", "format": "binary", "description": "a picture"},
@@ -265,12 +265,12 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
 
 
 def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) -> None:
-    @app.get(place, tags=["KServe"], responses=tell_errors(404))
+    @app.get(place, tags=["KServe"], responses=describe_errors(404))
     async def describe_model(model: ServedModel = found) -> schemas.ModelDescription:
         """The tensors of a model, and its card."""
         return describe_tensors(model)
 
-    @app.get(f"{place}/ready", tags=["KServe"], responses=tell_errors(404, 503))
+    @app.get(f"{place}/ready", tags=["KServe"], responses=describe_errors(404, 503))
     async def is_model_ready(model: ServedModel = found) -> schemas.ModelReady:
         """Whether a model accepts requests."""
         if not service.is_ready:
@@ -280,9 +280,9 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
     @app.post(
         f"{place}/infer",
         tags=["KServe"],
-        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        responses=describe_errors(400, 404, 408, 413, 415, 503, 504),
         response_model_exclude_none=True,
-        openapi_extra=tell_body(schemas.InferRequest),
+        openapi_extra=describe_body(schemas.InferRequest),
     )
     async def infer(request: Request, model: ServedModel = found) -> schemas.InferResponse:
         """Predict face crops, given as one uint8 tensor [N, H, W] or [N, H, W, C]; no face detection is done."""

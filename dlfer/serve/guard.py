@@ -47,7 +47,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-FREE = frozenset(
+PUBLIC_PATHS = frozenset(
     ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 )
 """Paths that need no key: the page, which contains no data, and the health checks."""
@@ -69,7 +69,7 @@ _HEADERS = {
 
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-GONE = 499
+STATUS_DISCONNECTED = 499
 """Status under which /metrics counts requests whose client disconnected before the response; it is never sent."""
 
 
@@ -105,7 +105,7 @@ class Policy:
                 403,
                 "Cross-site request refused; the server's option --allow-origin ORIGIN allows the pages of a site.",
             )
-        if self.key is None or path in FREE or not path:
+        if self.key is None or path in PUBLIC_PATHS or not path:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
@@ -203,13 +203,13 @@ class Guard:
                 message = {**message, "body": b""}
             await send(message)
 
-        answer = self._answer_itself(scope, headers, path)
+        answer = self._respond_directly(scope, headers, path)
         if method == "HEAD":
             scope["method"] = "GET"  # the response to GET, without its body
         try:
             await (answer or self._app)(scope, receive, send_on)
         except ClientDisconnect:
-            status = GONE
+            status = STATUS_DISCONNECTED
         except Exception:
             # The framework would respond outside this middleware, without these headers. It still logs the error.
             if not is_answered:
@@ -232,7 +232,7 @@ class Guard:
             scope["client"] = (forwarded[-1].rpartition(",")[2].strip()[:64], 0)
         return path
 
-    def _answer_itself(self, scope: Scope, headers: Headers, path: str) -> Response | None:
+    def _respond_directly(self, scope: Scope, headers: Headers, path: str) -> Response | None:
         """Return the response to a refused request, a CORS preflight or the bare prefix; None for other requests."""
         refused = self._policy.judge(scope, headers, path)
         is_question = scope["method"] == "OPTIONS" and "access-control-request-method" in headers

@@ -19,7 +19,7 @@ from dlfer.config.sections import FacesConfig
 from dlfer.data.images import MIN_SIDE, resize_square, to_channels
 from dlfer.data.pictures import predict_by_size
 from dlfer.errors import UserError
-from dlfer.predict.crops import Crop, build_cropper, get_cut_side
+from dlfer.predict.crops import Crop, build_cropper, get_crop_size
 from dlfer.predict.engines import Engine
 from dlfer.report.headline import name_judged_split
 from dlfer.report.page import try_experiment
@@ -66,7 +66,7 @@ class ServedModel:
         self.channels = classifier.channels
         # Sides of crops from clients and of detected faces, as in `build_cropper`: results equal `dlfer predict`.
         self.size = int(classifier.about.face_size or classifier.image_size)
-        self._cut_shape = (get_cut_side(classifier),) * 2
+        self._cut_shape = (get_crop_size(classifier),) * 2
         self._classifier = classifier
         self._croppers = dict(croppers)
 
@@ -199,7 +199,7 @@ def _describe_optimizer(config: OptimizerConfig) -> str:
 
 def _describe_preparation(classifier: Engine) -> str:
     """Describe how `build_cropper` prepares a face, and how the network resizes it."""
-    about, size = classifier.about, get_cut_side(classifier)
+    about, size = classifier.about, get_crop_size(classifier)
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     words = ["aligned by the eyes" if trained is not None and trained.align else "cut out as a square"]
     words.append("grey" if classifier.channels == 1 else "in colour")

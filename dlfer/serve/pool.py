@@ -195,7 +195,7 @@ class FacesFound:
 
 
 @dataclass
-class Work:
+class PredictionTask:
     """The prediction work of one request.
 
     Attributes:
@@ -226,7 +226,7 @@ class Batcher:
         self.seconds_each = 0.1
         """Running mean of the prediction time per request in seconds."""
         self._observe = observe
-        self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[PredictionTask | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="dlfer-inference", daemon=True)
 
     def start(self) -> None:
@@ -238,7 +238,7 @@ class Batcher:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, work: Work) -> Future:
+    def submit(self, work: PredictionTask) -> Future:
         """Queue work and return its future; work whose future is cancelled before it begins is skipped."""
         self._waiting.put(work)
         return work.done
@@ -261,7 +261,7 @@ class Batcher:
             self._answer(begun)
             self.seconds_each += 0.1 * ((time.monotonic() - start) / len(begun) - self.seconds_each)
 
-    def _collect(self, first: Work | None) -> tuple[list[Work], bool]:
+    def _collect(self, first: PredictionTask | None) -> tuple[list[PredictionTask], bool]:
         """Return the works of the next batch, and whether it is the last batch."""
         if first is None:
             return [], True
@@ -278,7 +278,7 @@ class Batcher:
             images, pixels = _count(works)
         return works, False
 
-    def _answer(self, works: list[Work]) -> None:
+    def _answer(self, works: list[PredictionTask]) -> None:
         """Set the results; if a batch fails, retry its works one by one, so that only the faulty ones fail."""
         try:
             results = predict_works(works)
@@ -293,7 +293,7 @@ class Batcher:
             work.done.set_result(result)
 
 
-def predict_works(works: Sequence[Work]) -> list[list[FacesFound] | np.ndarray]:
+def predict_works(works: Sequence[PredictionTask]) -> list[list[FacesFound] | np.ndarray]:
     """Return the results of several works, calling each model once with all its crops."""
     found: dict[int, list[list[Crop]]] = {}
     for key in {(id(work.model), work.faces) for work in works if work.faces is not None}:
@@ -330,7 +330,7 @@ def _share_out(in_images: list[list[Crop]], answers: np.ndarray, most: int) -> l
     return results
 
 
-def _count(works: Sequence[Work]) -> tuple[int, int]:
+def _count(works: Sequence[PredictionTask]) -> tuple[int, int]:
     """Return the total number of images, and of their pixels."""
     images = [image for work in works for image in work.images]
     return len(images), sum(image.shape[0] * image.shape[1] for image in images)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from dlfer.serve.guard import FREE
+from dlfer.serve.guard import PUBLIC_PATHS
 
 Faces = Literal["auto", "whole"]
 _STRICT = ConfigDict(extra="forbid")
@@ -251,12 +251,12 @@ _WORDS = {
 }
 
 
-def tell_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI descriptions of a route's error responses, including 403, which every route may return."""
     return {status: {"description": _WORDS[status], "model": Error} for status in (*statuses, 403)}
 
 
-def tell_body(
+def describe_body(
     kind: type[BaseModel], form: Mapping[str, Any] | None = None, *, names: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the OpenAPI description of a request body that the route parses itself, without FastAPI."""
@@ -299,7 +299,7 @@ def complete_openapi(app: FastAPI, names: Sequence[str], *, key: str | None) -> 
                 for parameter in operation.get("parameters", []):
                     if parameter["name"] == "name":
                         parameter["schema"] = {"type": "string", "enum": list(names)}
-                if key and path not in FREE:
+                if key and path not in PUBLIC_PATHS:
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = {
                         "description": _WORDS[401],

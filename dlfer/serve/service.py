@@ -30,7 +30,7 @@ from dlfer.runs.text import escape_text
 from dlfer.serve.guard import Metrics, find_address
 from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
 from dlfer.serve.models import ServedModel, check_tensor
-from dlfer.serve.pool import Batcher, FacesFound, Pool, Work
+from dlfer.serve.pool import Batcher, FacesFound, Pool, PredictionTask
 from dlfer.serve.schemas import Explanation, Face, Picture, Picture64, Tensor
 
 _SHOWN_SIDE = 384
@@ -202,7 +202,7 @@ def _too_large(limits: Limits) -> Refusal:
 
 
 class Parts:
-    """The large parts extracted from a JSON body, see `dlfer.serve.worker.set_apart`."""
+    """The large parts extracted from a JSON body, see `dlfer.serve.worker.extract_large_parts`."""
 
     def __init__(self, body: bytes, spans: Sequence[tuple[int, int]]) -> None:
         self._body, self._spans = memoryview(body), spans
@@ -409,7 +409,7 @@ class Service:
         for model in self.models.values():
             blank = np.full((256, 256, 3), 127, np.uint8)
             for faces in dict.fromkeys((self.faces, "whole")):
-                self._batcher.submit(Work(model, [blank], faces)).result()
+                self._batcher.submit(PredictionTask(model, [blank], faces)).result()
 
     def stop(self) -> None:
         """End the threads and processes; predictions that have been submitted are finished first."""
@@ -521,7 +521,7 @@ class Service:
 
     async def predict_crops(self, crops: Sequence[np.ndarray], model: ServedModel) -> np.ndarray:
         """Return probabilities float32 [N, C] of crops of the model's own size."""
-        return await self._ask(Work(model, crops))
+        return await self._ask(PredictionTask(model, crops))
 
     async def explain(
         self, upload: Upload, model: ServedModel, *, faces: str | None, face: int, label: str | None
@@ -540,7 +540,7 @@ class Service:
                 raise CancelledError
             parts = [covered[start : start + _COVERED_AT_ONCE] for start in range(0, len(covered), _COVERED_AT_ONCE)]
             return np.concatenate(
-                [self._batcher.submit(Work(model, part)).result(self.limits.seconds) for part in parts]
+                [self._batcher.submit(PredictionTask(model, part)).result(self.limits.seconds) for part in parts]
             )
 
         try:
@@ -563,7 +563,7 @@ class Service:
         pixels, taken = await measure_pictures(uploads, self._decoders)
         await self._memory.wait_for(taken)
         images: list[np.ndarray] = []
-        work = Work(model, images, faces or self.faces, self.limits.faces)
+        work = PredictionTask(model, images, faces or self.faces, self.limits.faces)
 
         def free(done: object = None) -> None:
             images.clear()  # a remaining reference to the list, e.g. in a traceback, then keeps no picture in memory
@@ -584,7 +584,7 @@ class Service:
             else:
                 free()
 
-    async def _ask(self, work: Work) -> Any:
+    async def _ask(self, work: PredictionTask) -> Any:
         try:
             return await asyncio.wrap_future(self._batcher.submit(work))
         except (ModelError, EnvironmentProblem):

@@ -29,12 +29,12 @@ from dlfer.errors import DataError
 from dlfer.predict.media import check_size
 from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
 
-MOST_ITEMS, MOST_DEPTH, MOST_NUMBER = 4096, 16, 40
+MAX_ITEMS, MAX_DEPTH, MAX_NUMBER = 4096, 16, 40
 """Limits of a JSON body: tokens, nesting, and characters of a number. An array of integers under a key `data` counts as one value."""
-LONG_TEXT, MOST_LONG, MOST_REST = 2048, 64, 2**18
+LONG_TEXT, MAX_LONG, MAX_REMAINDER = 2048, 64, 2**18
 """Minimum length in bytes of a string that is extracted, maximum number of such strings, maximum size in bytes of the rest."""
-MOST_NAME = 200
-_MOST_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
+MAX_NAME = 200
+_MAX_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
 _PPM_HEAD = 1024
 _STRIP_BYTES = 2**22
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM")
@@ -45,7 +45,7 @@ Parts = Sequence[bytes | memoryview]
 """The byte strings of a request to a worker."""
 
 
-def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
+def extract_large_parts(body: bytes) -> tuple[bytes, list[Span]]:
     """Return a JSON body without its large parts, and the spans of these in the body, without parsing it into objects.
 
     Long strings under a key `base64` or `data` are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by
@@ -91,19 +91,19 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
                 )
             token = b'"@%d"' % len(spans)
             spans.append((first + 1, place - 1))
-        elif token[:1] != b'"' and len(token) > MOST_NUMBER:
+        elif token[:1] != b'"' and len(token) > MAX_NUMBER:
             raise Refusal(
                 400,
                 f"The request body is not valid JSON: at byte {first:,} there is a literal of {len(token):,} characters or "
-                f"more; expected a number of at most {MOST_NUMBER}, true, false or null.",
+                f"more; expected a number of at most {MAX_NUMBER}, true, false or null.",
             )
         # A colon keeps the flag that the key before it set.
         is_data = token == b'"data"' or (is_data and token == b":")
         kept += len(token)
-        if depth > MOST_DEPTH or items > 3 * MOST_ITEMS or len(spans) > MOST_LONG or kept > MOST_REST:
+        if depth > MAX_DEPTH or items > 3 * MAX_ITEMS or len(spans) > MAX_LONG or kept > MAX_REMAINDER:
             raise Refusal(
                 400,
-                f"JSON: expected at most {MOST_DEPTH} levels of nesting, {MOST_ITEMS:,} values and {MOST_LONG} long strings; "
+                f"JSON: expected at most {MAX_DEPTH} levels of nesting, {MAX_ITEMS:,} values and {MAX_LONG} long strings; "
                 "found more of one of them (an array of integers in data counts as one value).",
             )
         # Adjacent literals are invalid JSON; keep them apart, so that they do not merge into one valid literal.
@@ -141,7 +141,7 @@ def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
     # Each number takes at least a digit and a comma; this is checked before anything is allocated.
     if len(text) < 2 * count or len(skeleton) > 8 * count + 8:
         raise wrong
-    if skeleton != b"[" + b"," * (count - 1) + b"]" and skeleton != _draw_skeleton(shape):
+    if skeleton != b"[" + b"," * (count - 1) + b"]" and skeleton != _make_skeleton(shape):
         raise wrong
     numbers = text.translate(None, b"[] \t\r\n")
     if _NO_NUMBER.search(text) or _NO_NUMBER_LEFT.search(numbers):
@@ -161,7 +161,7 @@ _NO_NUMBER_LEFT = re.compile(rb"[0-9]{4}|\b0[0-9]|,,|^,|,$")
 """Four digits, a leading zero, or a missing number."""
 
 
-def _draw_skeleton(shape: Sequence[int]) -> bytes:
+def _make_skeleton(shape: Sequence[int]) -> bytes:
     """Return the brackets and commas of a nested JSON array of the given shape."""
     drawn = b""
     for size in reversed(shape):
@@ -193,8 +193,8 @@ def split_form(
     found: list[tuple[str, str, Span]] = []
     place += len(mark)
     while body[place : place + 2] == b"\r\n":
-        if len(texts) + len(found) >= files + _MOST_FIELDS:
-            raise Refusal(400, f"multipart/form-data: found more than {files} files and {_MOST_FIELDS} fields.")
+        if len(texts) + len(found) >= files + _MAX_FIELDS:
+            raise Refusal(400, f"multipart/form-data: found more than {files} files and {_MAX_FIELDS} fields.")
         head_end = body.find(b"\r\n\r\n", place, place + _HEAD_BYTES)
         end = body.find(b"\r\n" + mark, max(place, head_end + 2)) if head_end >= 0 else -1
         if end < 0:
@@ -203,8 +203,8 @@ def split_form(
         place = end + 2 + len(mark)
     if body[place : place + 2] != b"--":
         raise Refusal(400, "multipart/form-data: the body does not end with the closing boundary.")
-    if len(found) > files or len(texts) > _MOST_FIELDS:
-        raise Refusal(400, f"multipart/form-data: found more than {files} files or {_MOST_FIELDS} fields.")
+    if len(found) > files or len(texts) > _MAX_FIELDS:
+        raise Refusal(400, f"multipart/form-data: found more than {files} files or {_MAX_FIELDS} fields.")
     return texts, found
 
 
@@ -223,13 +223,11 @@ def _read_part(
         raise Refusal(400, "multipart/form-data: a part has no name (Content-Disposition: form-data; name=...).")
     name = options[b"name"].decode("utf-8", "replace")
     if b"filename" in options:
-        found.append((name[:MOST_NAME], options[b"filename"].decode("utf-8", "replace")[:MOST_NAME], contents))
+        found.append((name[:MAX_NAME], options[b"filename"].decode("utf-8", "replace")[:MAX_NAME], contents))
     elif contents[1] - contents[0] > _FIELD_BYTES:
-        raise Refusal(
-            413, f"multipart/form-data: the field {name[:MOST_NAME]!r} is longer than {_FIELD_BYTES:,} bytes."
-        )
+        raise Refusal(413, f"multipart/form-data: the field {name[:MAX_NAME]!r} is longer than {_FIELD_BYTES:,} bytes.")
     else:
-        texts.append((name[:MOST_NAME], body[slice(*contents)].decode("utf-8", "replace")))
+        texts.append((name[:MAX_NAME], body[slice(*contents)].decode("utf-8", "replace")))
 
 
 def decode_base64(text: bytes, name: str) -> bytes:
@@ -340,7 +338,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
 def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tuple[Any, Sequence[int], Iterator[Any]]:
     """Return the reply to a request: a JSON value, the sizes of the byte strings that follow it, and these strings."""
     if task == "json":
-        rest, spans = set_apart(parts[0])
+        rest, spans = extract_large_parts(parts[0])
         return spans, [len(rest)], iter([rest])
     if task == "tensor":
         tensor = read_tensor(parts[0], given["shape"])

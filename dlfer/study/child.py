@@ -258,7 +258,7 @@ def _execute(given: argparse.Namespace, channel: Channel) -> None:
             return
         job = json.loads(line)
         if job["log"] is not None:
-            _talk_to(Path(job["log"]))
+            _redirect_output(Path(job["log"]))
         run, session.listener = Run(Path(job["run"])), make_listener(channel)
         keras.backend.clear_session()
 
@@ -281,7 +281,7 @@ def make_listener(channel: Channel) -> TrainingListener:
     return TellingParent()
 
 
-def _talk_to(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     """Redirect stdout and stderr of this process to another file, in append mode."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):

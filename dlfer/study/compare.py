@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Finished = Mapping[str, Sequence[Member]]
 """Arm -> its finished members (at least one)."""
 
-_MOST_LEFT_OUT = 5
+_MAX_LEFT_OUT = 5
 
 
 def summarise_arm(arm: str, members: Sequence[Member]) -> ArmRow:
@@ -211,8 +211,8 @@ def _describe_single_seeds(finished: Finished, pairs: Sequence[ArmPair]) -> list
 
 
 def _join(names: Sequence[str]) -> str:
-    more = f"; and {len(names) - _MOST_LEFT_OUT} more" if names[_MOST_LEFT_OUT:] else ""
-    return "; ".join(names[:_MOST_LEFT_OUT]) + more
+    more = f"; and {len(names) - _MAX_LEFT_OUT} more" if names[_MAX_LEFT_OUT:] else ""
+    return "; ".join(names[:_MAX_LEFT_OUT]) + more
 
 
 def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | None:
@@ -411,14 +411,14 @@ class Images:
             UserError: there are no images, or their labels do not match those of the model.
         """
         from dlfer.data.labels import map_targets
-        from dlfer.experiment.evaluate import describe_seen, prepare_as_trained, tell_use
+        from dlfer.experiment.evaluate import describe_seen, get_previous_use, prepare_as_trained
         from dlfer.predict.engines import load_engine
 
         model = load_engine(find_model(entry.path))
         images, labels, where = self._load_given(model) if self.data is not None else self._load_own()
         if self.data is not None or self.source.run.config().finetune.data.faces is None:
             images = prepare_as_trained(images, model, self.say)
-        use = tell_use(entry.path, images, is_own=False)
+        use = get_previous_use(entry.path, images, is_own=False)
         seen = None if use else describe_seen(entry.path, entry.name, images)
         images = map_targets(images, labels, model.labels)
         self.say(f"{entry.name}: predicting {len(images):,} images")

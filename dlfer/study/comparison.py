@@ -16,12 +16,12 @@ from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.metrics.learned import list_verdicts
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.page import format_percent
-from dlfer.runs.changes import flatten, list_unplanned, load_start, settle_start
+from dlfer.runs.changes import check_changes_since_start, flatten, list_unplanned, load_start
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.run import Run, create_run, format_duration, tell_time
+from dlfer.runs.run import Run, create_run, format_duration, format_utc_now
 from dlfer.study.child import WorkerSlot, find_slots, make_slots
 from dlfer.study.members import (
     Member,
@@ -37,7 +37,7 @@ from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
 from dlfer.train.progress import StopControl
 
 _SHARED = "shared-"
-_MOST_KEYS = 5
+_MAX_KEYS = 5
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Rules:
         """
         opened = open_run(run, options.out)
         if opened.status != "finished":
-            settle_start(opened, accept=options.accept_changes)
+            check_changes_since_start(opened, accept=options.accept_changes)
         plan = self.plan(opened.config(), opened.path, opened.is_smoke)
         return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=self)
 
@@ -229,9 +229,7 @@ class Comparison:
             planned, _ = make_smoke_config(planned)
         found = list_unplanned(run, planned, study=self.run)
         if found:
-            shown = "; ".join(found[:_MOST_KEYS]) + (
-                f"; and {len(found) - _MOST_KEYS} more" if found[_MOST_KEYS:] else ""
-            )
+            shown = "; ".join(found[:_MAX_KEYS]) + (f"; and {len(found) - _MAX_KEYS} more" if found[_MAX_KEYS:] else "")
             raise UserError(
                 f"{run.path}: found a run of another comparison where member {self.members.index(member)} ({member.title}) "
                 f"of {self.run.path.name} is expected; planned -> found: {shown}. Move this folder away, or choose "
@@ -456,7 +454,7 @@ def _write_results(comparison: Comparison, rules: Rules, status: str) -> tuple[P
 
     The report shows the new status but is written before its record, so that no comparison finishes without a report.
     """
-    found, ended = rules.conclude(comparison), tell_time()
+    found, ended = rules.conclude(comparison), format_utc_now()
     found.write(comparison.run.path)
     report = write_comparison_report(comparison.run.path, ending={"status": status, "finished": ended})
     comparison.console.say("")

@@ -122,7 +122,7 @@ class Task:
         find_ending: called before the task starts, when no other process works on it; returns an ending if nothing is
             left to do. None: that is the case if the run is finished.
         on_epoch: called with the row of each epoch of EF-FER2; returns whether to continue. None: it always continues.
-        kinship: tasks with equal values may be executed by one process in turn; "": a separate process.
+        process_key: tasks with equal values may be executed by one process in turn; "": a separate process.
         stage: stage that is being trained, "pretrain" or "finetune"; "" before the first one begins.
     """
 
@@ -130,7 +130,7 @@ class Task:
     run: Run
     find_ending: Callable[[], Ending | None] | None = None
     on_epoch: Callable[[dict[str, Any]], bool] | None = None
-    kinship: str = ""
+    process_key: str = ""
     stage: str = ""
 
     def get_ending(self) -> Ending | None:
@@ -164,15 +164,15 @@ class Source(abc.ABC):
 
 @dataclass(eq=False)
 class _Child:
-    """A process that executes a task, or with `task` None waits for the next one of the same kinship."""
+    """A process that executes a task, or with `task` None waits for the next one of the same process key."""
 
     task: Task | None
     slot: WorkerSlot
     process: ChildProcess
     started: float
-    kinship: str
+    process_key: str
     restarts: int = 0
-    word: Ending | None = None
+    reported_ending: Ending | None = None
     is_cut: bool = False
     is_unwanted: bool = False
     stopping_since: float | None = None
@@ -224,7 +224,7 @@ class Runner:
                 self._fill(source)
                 if not self._list_busy() and not self._held and source.is_exhausted():
                     break
-                self._attend(source)
+                self._poll(source)
             self._dismiss(self._children)
         except BaseException:
             self._stop_all(source)
@@ -270,21 +270,30 @@ class Runner:
         return run.is_held() or any(child.task.run.path == run.path for child in self._list_busy())
 
     def _start(self, task: Task, slot: WorkerSlot, *, restarts: int = 0) -> None:
-        """Start a task in the process that waits in this slot if they share a kinship, else in a new process."""
+        """Start a task in the process that waits in this slot if they share a process key, else in a new process."""
         log = task.run.path / LOG_FILE if len(self.slots) > 1 else None
         self.console.start(task.title)
         for child in [child for child in self._children if child.slot is slot]:
-            if task.kinship and child.kinship == task.kinship and child.process.poll() is None:
-                child.task, child.started, child.word, child.restarts = task, time.monotonic(), None, restarts
+            if task.process_key and child.process_key == task.process_key and child.process.poll() is None:
+                child.task, child.started, child.reported_ending, child.restarts = (
+                    task,
+                    time.monotonic(),
+                    None,
+                    restarts,
+                )
                 child.process.tell(json.dumps({"run": str(task.run.path), "log": None if log is None else str(log)}))
                 return
             # Its GPU must be free before another process takes it.
             self._dismiss([child])
-        flags = {"--ask": task.on_epoch is not None, "--stay": bool(task.kinship), "--require-gpu": self.require_gpu}
+        flags = {
+            "--ask": task.on_epoch is not None,
+            "--stay": bool(task.process_key),
+            "--require-gpu": self.require_gpu,
+        }
         flags["--accept-changes"] = self.accept_changes
         given = [flag for flag, is_set in flags.items() if is_set]
         process = ChildProcess(task.run.path, slot, hint=self.hint, flags=given, log=log)
-        child = _Child(task, slot, process, time.monotonic(), task.kinship, restarts)
+        child = _Child(task, slot, process, time.monotonic(), task.process_key, restarts)
         self._children.append(child)
         self._select.register(process.events, selectors.EVENT_READ, child)
 
@@ -301,7 +310,7 @@ class Runner:
             self._drain(child)
             self._children.remove(child)
 
-    def _attend(self, source: Source) -> None:
+    def _poll(self, source: Source) -> None:
         """Handle the events of the children and the ends of their processes, and let the source do periodic work."""
         for key, _ in self._select.select(POLL_SECONDS):
             events = key.data.process.hear()
@@ -309,7 +318,7 @@ class Runner:
                 # Its process is ending; poll() will return the exit code.
                 self._select.unregister(key.fileobj)
             for event in events or ():
-                self._heed(key.data, event)
+                self._handle_event(key.data, event)
         unwanted = source.tick()
         self._held = [task for task in self._held if task not in unwanted]
         for child in self._children:
@@ -321,15 +330,15 @@ class Runner:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._collect(child, source)
         for child in self._list_busy():
-            if child.kinship and child.word is not None and child.word.status == "finished":
-                task, word, child.task = child.task, child.word, None
+            if child.process_key and child.reported_ending is not None and child.reported_ending.status == "finished":
+                task, reported_ending, child.task = child.task, child.reported_ending, None
                 self.console.stop(task.title)
-                self._end(source, task, word)
+                self._end(source, task, reported_ending)
 
-    def _heed(self, child: _Child, event: dict[str, Any]) -> None:
+    def _handle_event(self, child: _Child, event: dict[str, Any]) -> None:
         name = event.pop("event")
         if name == "end":
-            child.word = Ending(**event, seconds=time.monotonic() - child.started)
+            child.reported_ending = Ending(**event, seconds=time.monotonic() - child.started)
             return
         child.task.stage = event["stage"]
         self.console.update(child.task.title, event)
@@ -345,13 +354,13 @@ class Runner:
         if child.task is None:
             return
         self.console.stop(child.task.title)
-        word = child.word
+        reported_ending = child.reported_ending
         if child.is_unwanted:
             return
-        if word is not None and word.status == "stopped" and child.is_cut:
-            word = Ending("cut", seconds=word.seconds)
-        if word is not None and word.status != "stopped":
-            self._end(source, child.task, word)
+        if reported_ending is not None and reported_ending.status == "stopped" and child.is_cut:
+            reported_ending = Ending("cut", seconds=reported_ending.seconds)
+        if reported_ending is not None and reported_ending.status != "stopped":
+            self._end(source, child.task, reported_ending)
         elif child.stopping_since is not None:
             self._end(source, child.task, Ending("stopped"))
         elif child.restarts == 0:
@@ -368,7 +377,7 @@ class Runner:
         if child.process.events in self._select.get_map():
             self._select.unregister(child.process.events)
         for event in child.process.hear_rest():
-            self._heed(child, event)
+            self._handle_event(child, event)
         child.process.close()
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
@@ -384,9 +393,9 @@ class Runner:
         if ending.status == "stopped" and task.run.status in ("running", "interrupted"):
             task.run.stop(self.control.get_reason() or "its study")
         source.end(task, ending)
-        self._look_for_fault(ending)
+        self._raise_on_common_failure(ending)
 
-    def _look_for_fault(self, ending: Ending) -> None:
+    def _raise_on_common_failure(self, ending: Ending) -> None:
         """Raise an error if all members so far have failed for the same reason, which is then the experiment's."""
         if self.is_proven or ending.status == "stopped":
             return
@@ -418,7 +427,7 @@ class Runner:
         self.is_proven = self._is_stopping = True
         try:
             while self._children:
-                self._attend(source)
+                self._poll(source)
         except KeyboardInterrupt:
             for child in list(self._children):
                 child.process.kill()

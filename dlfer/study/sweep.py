@@ -295,7 +295,7 @@ def _write_notes(
     num_members = sum(len(members) for members in finished.values())
     notes = [
         f"Ranked by {metric} on {validation}. The best of {len(rows)} cells was chosen on the same images, so "
-        f"its {metric} on validation is too good by an unknown amount{_describe_luck(rows)}."
+        f"its {metric} on validation is too good by an unknown amount{_describe_selection_bias(rows)}."
     ]
     if split == "test":
         notes.append(
@@ -324,7 +324,7 @@ def _write_notes(
     return [*notes, *collect_notes(finished, describe_split(split, finished, is_ranked=True), pairs)]
 
 
-def _describe_luck(rows: Sequence[ArmRow]) -> str:
+def _describe_selection_bias(rows: Sequence[ArmRow]) -> str:
     """Return a clause on how far chance would lift the best of k equally good cells above their mean; "" for one cell.
 
     The largest of k independent normal values lies near the quantile (k - 0.375) / (k + 0.25) (Blom, 1958).

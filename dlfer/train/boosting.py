@@ -39,10 +39,10 @@ from dlfer.train.state import (
     StageJob,
     StageResult,
     StageState,
+    compute_epoch_metrics,
     count_epoch,
     find_reference,
-    name_figures,
-    refuse_lost_file,
+    require_resume_file,
 )
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _fill(
         for batch in extraction.features.iterate(split.images, batch_size=extraction.batch_size, start=start):
             values[done : done + len(batch)] = batch
             done += len(batch)
-            listener.finish_part(f"features of {split_name}", done, len(split))
+            listener.report_progress(f"features of {split_name}", done, len(split))
             reason = extraction.control.get_reason()
             if save is not None and (reason is not None or time.monotonic() - saved >= SAVE_SECONDS):
                 save(done)
@@ -207,7 +207,7 @@ TREES, STATE, HISTORY = "trees.json", "state.json", "history.csv"
 
 
 @dataclass(frozen=True)
-class Rows:
+class TreeData:
     """The features and targets on which trees are grown or evaluated.
 
     Attributes:
@@ -222,7 +222,7 @@ class Rows:
 
 
 def grow_trees(
-    job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
+    job: StageJob, config: BoostingConfig, train: TreeData, validation: TreeData, *, num_labels: int
 ) -> tuple[xgboost.Booster, StageResult]:
     """Grow trees from the start, or resume from the job's folder; return the kept trees and the result of the stage.
 
@@ -237,14 +237,14 @@ def grow_trees(
         NonFiniteError: the loss became NaN or infinite.
     """
     try:
-        return _Growing(job, config, train, validation, num_labels=num_labels).run()
+        return _TreeTraining(job, config, train, validation, num_labels=num_labels).run()
     finally:
         job.listener.close()
 
 
-class _Growing:
+class _TreeTraining:
     def __init__(
-        self, job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
+        self, job: StageJob, config: BoostingConfig, train: TreeData, validation: TreeData, *, num_labels: int
     ) -> None:
         self.job, self.stage, self.num_labels = job, job.config, num_labels
         self.xgb = import_xgboost()
@@ -278,7 +278,7 @@ class _Growing:
         """Resume from the folder, if it has a state; remove trees beyond the last recorded epoch."""
         folder = self.job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_lost_file(folder / STATE, [folder / HISTORY])
+        require_resume_file(folder / STATE, [folder / HISTORY])
         if not (folder / STATE).exists():
             return
         num_features = self.splits["train"].features.shape[1]
@@ -314,14 +314,14 @@ class _Growing:
         booster = self._make_booster(self.trees)
         for step in range(self.rounds):
             booster.update(self.matrices["train"], state.epoch * self.rounds + step)
-            figures = self._judge(booster, "train")
+            figures = self._evaluate(booster, "train")
             self._check_finite(figures["loss"], f"loss became {figures['loss']}", f"round {step + 1} of {self.rounds}")
             loss, accuracy = figures["loss"], figures["accuracy"]
             job.report_step(state.epoch + 1, step + 1, self.rounds, loss=loss, accuracy=accuracy)
             reason = job.control.get_reason()
             if reason is not None and step + 1 < self.rounds:
                 raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
-        validation = self._judge(booster, "validation")
+        validation = self._evaluate(booster, "validation")
         self._check_finite(validation["loss"], f"validation loss became {validation['loss']}", "at its end")
         state.epoch_seconds = time.monotonic() - start
         self._finish_epoch(booster, figures, validation)
@@ -333,14 +333,14 @@ class _Growing:
                 "boosting.learning_rate, raise boosting.reg_lambda, or set boosting.normalize.leaves: true."
             )
 
-    def _judge(self, booster: xgboost.Booster, split: str) -> dict[str, float]:
+    def _evaluate(self, booster: xgboost.Booster, split: str) -> dict[str, float]:
         """Return the unweighted loss, accuracy and macro F1 on a split, or NaN if a prediction is not finite."""
         targets = self.splits[split].targets
         predicted = booster.predict(self.matrices[split])
         if not np.isfinite(predicted).all():
             return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
         confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
-        return name_figures(compute_item_losses(targets, predicted).mean(), confusion)
+        return compute_epoch_metrics(compute_item_losses(targets, predicted).mean(), confusion)
 
     def _finish_epoch(self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float]) -> None:
         state = self.state

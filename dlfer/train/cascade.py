@@ -29,11 +29,11 @@ from dlfer.model.families import load_artifact
 from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network, find_branch_file
 from dlfer.model.transfer import (
     RECORD_FILE,
-    carry_backbone,
-    carry_branch,
     copy_levels,
     list_paths,
     read_backbone_record,
+    transfer_backbone,
+    transfer_branch,
     write_backbone,
 )
 from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, restore_statistics, set_face_weights
@@ -99,9 +99,9 @@ def obtain_backbone(
                 f"{done_file}: damaged, or of another version of dlfer ({error}). Delete it to obtain EF-FER1 again."
             ) from error
     if config.pretrain.weights == "vggface2" and not random_weights:
-        pretrained = _take_face_weights(config, job.folder, load_images)
+        pretrained = _load_face_weights(config, job.folder, load_images)
     elif config.pretrain.weights is not None:
-        pretrained = _take_weights(config, job.folder, random_weights=random_weights)
+        pretrained = _load_given_weights(config, job.folder, random_weights=random_weights)
     else:
         pretrained = _train_or_share(config, job, load_bundle(), cache)
     # Written last, so that its presence means to a resumed run that EF-FER1 is complete.
@@ -197,7 +197,7 @@ def _is_published(weights: str) -> bool:
     return weights == "imagenet" or resolve_path(weights).suffix in _PUBLISHED_FILES
 
 
-def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
+def _load_given_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
     """Write a backbone that was not trained by this experiment to `folder`."""
     wanted, model = config.pretrain.weights, config.model
     if random_weights:
@@ -205,10 +205,10 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
         write_backbone(_build(config), folder, source=source)
         return Pretrained(folder, None, {"source": source}, was_cached=True)
     if isinstance(wanted, dict) or (wanted == "imagenet" and model.branches):
-        return _take_branch_weights(config, folder)
+        return _load_branch_weights(config, folder)
     path = resolve_path(wanted)
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
-        _take_backbone(config, path, folder)
+        _copy_backbone(config, path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
     if not _is_published(wanted):
         classifier = load_artifact(find_network_model(path if path.exists() else wanted))
@@ -230,11 +230,11 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 
-def _take_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None:
+def _copy_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None:
     """Copy a backbone that dlfer wrote to `folder`, cut off at `model.feature_level` if it extends beyond it.
 
     Raises:
-        ModelError, TransferError: see `carry_backbone`.
+        ModelError, TransferError: see `transfer_backbone`.
     """
     model, found = config.model, set(read_backbone_record(source)["variables"])
     if model.feature_level is not None:
@@ -243,7 +243,7 @@ def _take_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None
             parts = _build(config, longer)
             if set(list_paths(parts.backbone)) != found:
                 continue
-            record = carry_backbone(source, parts)
+            record = transfer_backbone(source, parts)
             parts, left_out = _end_at_level(parts, longer, model)
             write_backbone(parts, folder, source=record.source, origins=record.origins, left_out=left_out)
             return
@@ -270,7 +270,7 @@ def _end_at_level(
     return parts, copy_levels(source.backbone, parts.backbone)
 
 
-def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Callable[[], np.ndarray]) -> Pretrained:
+def _load_face_weights(config: ExperimentConfig, folder: Path, load_images: Callable[[], np.ndarray]) -> Pretrained:
     """Write MobileNet's backbone from VGGFace2 to `folder`, with BatchNorm statistics on EF-FER2's training images."""
     file, stage = resolve_path(config.pretrain.weights_file), config.finetune
     tensors = read_face_weights(file)
@@ -294,7 +294,7 @@ def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Call
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 
-def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
+def _load_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
     """Write a hybrid's backbone to `folder`, with the weights of each branch from its own source."""
     # The layers that fuse the branches get random weights.
     keras.utils.set_random_seed(config.pretrain.seed)
@@ -303,15 +303,15 @@ def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
     for branch, own in divide_branches(config).items():
         with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
             try:
-                pretrained = _take_weights(own, Path(place), random_weights=False)
+                pretrained = _load_given_weights(own, Path(place), random_weights=False)
                 source = _build(own)
-                record = carry_backbone(pretrained.folder, source)
+                record = transfer_backbone(pretrained.folder, source)
             except (ModelError, TransferError) as error:
                 raise type(error)(
                     f"branch {branch}, pretrain.weights {own.pretrain.weights}: {error} Nothing was loaded, since a network "
                     "that is pretrained in part would pass for a whole one."
                 ) from error
-        branches[branch] = carry_branch(branch, source, parts, record=record)
+        branches[branch] = transfer_branch(branch, source, parts, record=record)
     source = "; ".join(f"{branch}: {lists.source}" for branch, lists in branches.items())
     origins = [origin for lists in branches.values() for origin in lists.origins]
     write_backbone(parts, folder, source=source, branches=branches, origins=origins)

@@ -45,7 +45,7 @@ class Cluster:
 
         num_hosts = len(resolver.cluster_spec().job_tasks("worker"))
         self.share = Share(resolver.task_id, num_hosts)
-        with self.explain_loss():
+        with self.raising_worker_lost():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         self.is_busy = False
         self._sum = self._make_sum()
@@ -56,7 +56,7 @@ class Cluster:
         return self.share.index == 0
 
     @contextlib.contextmanager
-    def explain_loss(self) -> Iterator[None]:
+    def raising_worker_lost(self) -> Iterator[None]:
         """Raise WorkerLost in place of TensorFlow's error when another process has ended during an operation."""
         import tensorflow as tf
 
@@ -80,7 +80,7 @@ class Cluster:
             padded = np.zeros(size)
             part = flat[start : start + size]
             padded[: len(part)] = part
-            with self.explain_loss():
+            with self.raising_worker_lost():
                 sums.append(self._sum(self._place(padded)).numpy()[: len(part)])
         return np.concatenate(sums).reshape(np.shape(values))
 

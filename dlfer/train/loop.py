@@ -511,19 +511,19 @@ class HostLoop(ReplicaLoop):
 
     def __init__(self, network: TransferNetwork, *, cluster: Cluster, batch_images: int, fill: str, jit: bool) -> None:
         self.cluster, self.share = cluster, cluster.share
-        with cluster.explain_loss():
+        with cluster.raising_worker_lost():
             super().__init__(network, strategy=cluster.strategy, batch_images=batch_images, fill=fill, jit=jit)
 
     def compile(self, build, loss: keras.losses.Loss):
-        with self.cluster.explain_loss():
+        with self.cluster.raising_worker_lost():
             return super().compile(build, loss)
 
     def train(self, batches: Iterator[Batch], steps: int, state: StageState, after_step: AfterStep) -> None:
-        with self.cluster.explain_loss():
+        with self.cluster.raising_worker_lost():
             super().train(batches, steps, state, after_step)
 
     def fetch(self) -> None:
-        with self.cluster.explain_loss():
+        with self.cluster.raising_worker_lost():
             super().fetch()
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:

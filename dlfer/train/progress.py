@@ -47,7 +47,7 @@ class TrainingListener:
         """Show an important message to the user; by default like any other message."""
         self.say(text)
 
-    def finish_part(self, what: str, done: int, total: int | None) -> None:
+    def report_progress(self, what: str, done: int, total: int | None) -> None:
         """Handle progress of work other than training, e.g. "features of train"; `total` is None if unknown."""
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
@@ -114,7 +114,7 @@ class ConsoleListener(TrainingListener):
         self.task = self.progress.add_task("", total=total, completed=done, figures="")
         self.progress.start()
 
-    def _beat(self, text: str, done: int, total: int | None) -> None:
+    def _print_heartbeat(self, text: str, done: int, total: int | None) -> None:
         """Without a terminal, print `text` once a minute, with the time left if the total is known."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
@@ -125,11 +125,13 @@ class ConsoleListener(TrainingListener):
             left = (now - self.started) / max(1, done - self.done_before) * (total - done)
             self.say(f"{text}, about {format_duration(left, is_estimate=True)} left")
 
-    def finish_part(self, what: str, done: int, total: int | None) -> None:
+    def report_progress(self, what: str, done: int, total: int | None) -> None:
         # The first call comes after the first batch, which takes longer, so the time left is estimated without it.
         self._begin(what, done, total)
         self.progress.update(self.task, completed=done, description=what)
-        self._beat(f"{what}: {done:,} done" if total is None else f"{what}: {done:,} of {total:,}", done, total)
+        self._print_heartbeat(
+            f"{what}: {done:,} done" if total is None else f"{what}: {done:,} of {total:,}", done, total
+        )
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         self._begin(stage, epoch * steps + step, epochs * steps)
@@ -143,7 +145,7 @@ class ConsoleListener(TrainingListener):
         figures = f"loss {loss:.3f} accuracy {accuracy:.1%}"
         self.progress.update(self.task, completed=done, figures=figures)
         text = f"{STAGES[self.stage]} epoch {epoch + 1}/{epochs}, step {step}/{steps}: {figures}"
-        self._beat(text, done, epochs * steps)
+        self._print_heartbeat(text, done, epochs * steps)
 
     def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
         self.say(

@@ -38,12 +38,12 @@ from dlfer.train.state import (
     StageJob,
     StageResult,
     StageState,
+    compute_epoch_metrics,
     count_epoch,
     count_plateau,
     find_reference,
-    name_figures,
     read_state,
-    refuse_lost_file,
+    require_resume_file,
     restore_checkpoint,
     write_checkpoint,
 )
@@ -94,10 +94,10 @@ class _Stage:
             self._finish_epoch(self._validate())
             self._keep_milestone()
             self.save()
-            self._heed_stop()
+            self._stop_if_requested()
         return self._end()
 
-    def _heed_stop(self) -> None:
+    def _stop_if_requested(self) -> None:
         """Raise TrainingStopped after an epoch if a stop was requested; the checkpoint is that of an unstopped run."""
         state, reason = self.state, self.job.control.get_reason()
         (is_stopping,) = self.loop.agree(reason is not None)
@@ -113,12 +113,12 @@ class _Stage:
         is_chief = self.loop.is_chief
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
-            self._settle_best()
-            refuse_lost_file(self.checkpoint, [self.job.folder / HISTORY, self.job.folder / BEST])
+            self._recover_best()
+            require_resume_file(self.checkpoint, [self.job.folder / HISTORY, self.job.folder / BEST])
         found = is_chief and self.checkpoint.exists()
         self.state = StageState(**self.loop.tell(self._read_state() if found else asdict(self.state)))
         if is_chief and self.state.best_epoch is not None and self.config.keep != "last":
-            refuse_lost_file(self.job.folder / BEST, [self.checkpoint, self.job.folder / HISTORY])
+            require_resume_file(self.job.folder / BEST, [self.checkpoint, self.job.folder / HISTORY])
         if self.state.phase:
             self._enter_phase(self.state.phase)
             if is_chief:
@@ -127,7 +127,7 @@ class _Stage:
                 write_rows(self.job.folder / HISTORY, COLUMNS, self.state.history)
         self.loop.spread(self._variables() if self.state.phase else self.network.variables)
 
-    def _settle_best(self) -> None:
+    def _recover_best(self) -> None:
         """Complete the work of a killed process: keep NEXT_BEST if the checkpoint records its epoch, else delete it."""
         new = self.job.folder / NEXT_BEST
         if not new.exists():
@@ -273,7 +273,7 @@ class _Stage:
                 f"{self.job.name}: after epoch {self.state.epoch + 1} the network's answers on validation are NaN or infinite. "
                 "Set a lower optimizer.learning_rate, or a lower clip."
             )
-        return name_figures(loss[0] / loss[1], confusion)
+        return compute_epoch_metrics(loss[0] / loss[1], confusion)
 
     def _finish_epoch(self, validation: dict[str, float]) -> None:
         state, sums = self.state, self.state.sums

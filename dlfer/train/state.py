@@ -112,7 +112,7 @@ class StageState:
 
         Args:
             train: the training loss and accuracy; other keys are ignored.
-            validation: the validation metrics from `name_figures`.
+            validation: the validation metrics from `compute_epoch_metrics`.
             rate: the learning rate.
             images: number of images processed in the epoch.
         """
@@ -185,7 +185,7 @@ class ScalarLog:
         self.writer.flush()
 
 
-def name_figures(loss: float, confusion: np.ndarray) -> dict[str, float]:
+def compute_epoch_metrics(loss: float, confusion: np.ndarray) -> dict[str, float]:
     """Return the loss, and the accuracy and macro F1 of a confusion matrix int [C, C], by name."""
     return {
         "loss": float(loss),
@@ -296,7 +296,7 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
     return record["state"]
 
 
-def refuse_lost_file(lost: Path, traces: Sequence[Path]) -> None:
+def require_resume_file(lost: Path, traces: Sequence[Path]) -> None:
     """Raise ModelError if `lost`, needed to resume, is missing while a file of `traces` shows that training began."""
     found = [path.name for path in traces if path.exists()]
     if found and not lost.exists():

@@ -301,7 +301,7 @@ def test_the_program_for_all_other_sizes_does_the_same(aspect, monkeypatch):
     for shape in SHAPES:
         images = draw_faces(shape, 1)
         with monkeypatch.context() as patch:
-            patch.setattr("dlfer.model.predict.MOST_SIZES", 0)
+            patch.setattr("dlfer.model.predict.MAX_SIZES", 0)
             found = many.predict(images)
         assert np.allclose(found, many.predict(square_by_numpy(images, aspect)), atol=1e-3), shape
 

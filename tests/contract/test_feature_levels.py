@@ -20,7 +20,7 @@ from dlfer.export.ship import write_embedded_onnx
 from dlfer.model.backbones import BACKBONES, build_backbone, list_levels
 from dlfer.model.families import FAMILIES, load_artifact
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.transfer import carry_backbone, write_backbone
+from dlfer.model.transfer import transfer_backbone, write_backbone
 from dlfer.predict.engines import load_engine
 from dlfer.predict.runtimes import open_export
 from dlfer.runs.artifact import ExportAbout
@@ -142,7 +142,7 @@ def test_what_remains_is_loaded_and_what_is_left_out_is_listed(backbone, level, 
     job = SimpleNamespace(folder=tmp_path / "own")
     pretrained = obtain_backbone(config, job, load_bundle=None, cache=None)
     network, _ = build(backbone, level)
-    record = carry_backbone(pretrained.folder, network)
+    record = transfer_backbone(pretrained.folder, network)
     last = list_levels(backbone, level)[-1]
     tapped = keras.Model(source.backbone.input, source.backbone.get_layer(last).output)
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
@@ -166,7 +166,7 @@ def test_weights_of_another_backbone_are_refused_though_what_remains_could_be_am
     config = make_config({"backbone": other, "feature_level": 2}, weights)
     folder = obtain_backbone(config, SimpleNamespace(folder=tmp_path / "own"), load_bundle=None, cache=None).folder
     with pytest.raises(TransferError, match="Unexpected"):
-        carry_backbone(folder, build(other, 2)[0])
+        transfer_backbone(folder, build(other, 2)[0])
 
 
 @pytest.mark.parametrize("level", [None, 4])
@@ -175,7 +175,7 @@ def test_a_source_that_ends_before_is_refused(level, tmp_path):
     config = make_config({"backbone": "resnet_nano", "feature_level": level}, weights)
     folder = obtain_backbone(config, SimpleNamespace(folder=tmp_path / "own"), load_bundle=None, cache=None).folder
     with pytest.raises(TransferError, match=r"Missing: .*model.feature_level"):
-        carry_backbone(folder, build("resnet_nano", level)[0])
+        transfer_backbone(folder, build("resnet_nano", level)[0])
 
 
 @pytest.mark.parametrize(("backbone", "level"), CUT_ONCE)

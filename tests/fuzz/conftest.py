@@ -27,7 +27,7 @@ Property = Callable[[list[Random]], bool]
 
 SLICE = 60
 """Files of each property in the default tests."""
-MOST_CHANGES = 6
+MAX_CHANGES = 6
 LONGEST_MESSAGE = 20_000
 SLOWEST = 60
 MEMORY = 3 * 2**30
@@ -75,7 +75,7 @@ def try_slice(check: Callable[[list[int]], None]) -> None:
     @settings(
         max_examples=SLICE, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    @given(st.lists(st.integers(0, 2**32 - 1), max_size=MOST_CHANGES))
+    @given(st.lists(st.integers(0, 2**32 - 1), max_size=MAX_CHANGES))
     def run(seeds: list[int]) -> None:
         check(seeds)
 
@@ -87,7 +87,7 @@ def try_for(check: Callable[[list[int]], None], seconds: float) -> None:
     random = Random(time.time_ns())
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        seeds = [random.getrandbits(32) for _ in range(random.randrange(MOST_CHANGES + 1))]
+        seeds = [random.getrandbits(32) for _ in range(random.randrange(MAX_CHANGES + 1))]
         try:
             check(seeds)
         except Exception:

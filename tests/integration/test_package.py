@@ -21,7 +21,7 @@ PHOTO = ROOT / "docs" / "astronaut.jpg"
 REPOSITORY = "https://example.org/owner/dlfer"
 PACKAGED = ("faces_small", "lite2_96")
 """The models in a wheel; EfficientNet-B3 is too large, and stays in the repository and the container images."""
-MOST_BYTES = 50 * 2**20
+MAX_BYTES = 50 * 2**20
 """Of a wheel or a source distribution; an index of packages takes 100 MB."""
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def distributions(venv, tmp_path_factory) -> Path:
 def test_both_are_complete_and_small(distributions, venv):
     [wheel], [source] = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
     assert {wheel.name, source.name} == {f"dlfer-{__version__}-py3-none-any.whl", f"dlfer-{__version__}.tar.gz"}
-    assert max(wheel.stat().st_size, source.stat().st_size) < MOST_BYTES
+    assert max(wheel.stat().st_size, source.stat().st_size) < MAX_BYTES
     print({path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in (wheel, source)})
     with zipfile.ZipFile(wheel) as file:
         packed = set(file.namelist())

@@ -21,7 +21,7 @@ from dlfer.model.backbones import build_backbone, load_published_weights
 from dlfer.model.classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
+from dlfer.model.transfer import RECORD_FILE, read_backbone_record, transfer_backbone, write_backbone
 from dlfer.model.trees import import_xgboost, make_parameters, read_booster
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import hash_file
@@ -378,13 +378,13 @@ def test_a_backbone_of_a_stranger_is_refused(tmp_path):
     ):
         (tmp_path / "b" / RECORD_FILE).write_text(json.dumps(record | changed))
         with pytest.raises(ModelError, match="expected a backbone written by dlfer"):
-            carry_backbone(tmp_path / "b", network)
+            transfer_backbone(tmp_path / "b", network)
     (tmp_path / "b" / RECORD_FILE).write_text(json.dumps(record))
     weights = tmp_path / "b" / "backbone.weights.h5"
     with h5py.File(weights, "r+") as file:
         file["more"] = h5py.ExternalLink("/etc/passwd", "/")
     with pytest.raises((ModelError, TransferError), match="ExternalLink"):
-        carry_backbone(tmp_path / "b", network)
+        transfer_backbone(tmp_path / "b", network)
 
 
 def test_a_checkpoint_of_a_stranger_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dlfer.data.faces import Face
 from dlfer.metrics.predictions import Predictions
-from dlfer.predict.crops import MARGINS, cut_ready_crop
+from dlfer.predict.crops import MARGINS, crop_face_square
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("timing", "detectors", "found_faces")
@@ -129,7 +129,7 @@ def test_the_present_scale_and_offset_are_those_of_dlfer(found_faces):
     image = rng.integers(0, 255, (60, 60, 1), dtype=np.uint8)
     face = Face((10.0, 12.0, 30.0, 36.0), 1.0)
     ours = found_faces.cut_face(image, face, *found_faces.CURRENT, 96)
-    assert np.array_equal(ours, cut_ready_crop(image, face, 96, margin=MARGINS["centerface"], trained_side=48))
+    assert np.array_equal(ours, crop_face_square(image, face, 96, margin=MARGINS["centerface"], trained_side=48))
     large = found_faces.enlarge_face(replace(face, landmarks=np.zeros((5, 2))), 1.5)
     assert large.box == (15.0, 18.0, 45.0, 54.0)
     assert np.array_equal(large.landmarks, np.full((5, 2), 0.25))

@@ -383,7 +383,7 @@ def _build_oracle(settings: EngineSettings, dimensions: list[Dimension]) -> Any:
         "hyperband": (oracles.HyperbandOracle, {"max_epochs": settings.epochs, "factor": search.factor}),
         "grid": (oracles.GridSearchOracle, {}),
     }[search.engine]
-    mixins = (_RemembersGrid, _WritesWhole) if search.engine == "grid" else (_WritesWhole,)
+    mixins = (_ResumableGridMixin, _AtomicFilesMixin) if search.engine == "grid" else (_AtomicFilesMixin,)
     return type(f"Durable{base.__name__}", (*mixins, base), {})(
         objective=keras_tuner.Objective(search.objective, get_direction(search.objective)),
         hyperparameters=_build_space(dimensions, search.engine),
@@ -394,7 +394,7 @@ def _build_oracle(settings: EngineSettings, dimensions: list[Dimension]) -> Any:
     )
 
 
-class _WritesWhole:
+class _AtomicFilesMixin:
     """A mixin for oracles that writes their files atomically, so that a killed process leaves no partial files."""
 
     def save(self) -> None:
@@ -406,7 +406,7 @@ class _WritesWhole:
         write_atomically(path, json.dumps(trial.get_state()))
 
 
-class _RemembersGrid:
+class _ResumableGridMixin:
     """A mixin for the grid oracle that preserves its position when it is reopened."""
 
     def get_state(self) -> dict[str, Any]:

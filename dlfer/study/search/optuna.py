@@ -67,7 +67,7 @@ class OptunaEngine(Engine):
         self.is_shared = settings.storage is not None
         self.lost_after = search.lost_after_seconds
         self.retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-        with self._reach(EnvironmentProblem):
+        with self._explain_storage_errors(EnvironmentProblem):
             self.storage = self._open_storage()
             direction = {"min": "minimize", "max": "maximize"}[get_direction(search.objective)]
             pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
@@ -93,7 +93,7 @@ class OptunaEngine(Engine):
 
         While trials run elsewhere, the engine is exhausted only after `search.lost_after_seconds`, as one may be lost.
         """
-        with self._reach():
+        with self._explain_storage_errors():
             is_waiting = bool(self._list_trials(TrialState.WAITING))
             if not is_waiting and len(self._list_counted()) >= self.count_trials():
                 elsewhere = [t for t in self._list_trials(TrialState.RUNNING) if str(t.number) not in self.ongoing]
@@ -118,12 +118,12 @@ class OptunaEngine(Engine):
 
     def begin(self, row: MemberRow) -> None:
         """Record the run directory of a trial."""
-        with self._reach():
+        with self._explain_storage_errors():
             self.ongoing[row.trial].set_user_attr(_RECORD, row.model_dump_json())
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
         """Report the score after an epoch to the study; return False if the pruner ends the trial."""
-        with self._reach():
+        with self._explain_storage_errors():
             trial = self.ongoing[proposal.trial]
             found = self._get(trial.number)
             if found.state.is_finished():
@@ -137,7 +137,7 @@ class OptunaEngine(Engine):
 
     def tell(self, row: MemberRow) -> None:
         """Report a trial's score, pruning or failure to the study, unless another process has taken the trial over."""
-        with self._reach():
+        with self._explain_storage_errors():
             trial = self.ongoing.pop(row.trial)
             if self._get(trial.number).state.is_finished():
                 return
@@ -150,7 +150,7 @@ class OptunaEngine(Engine):
 
     def give_back(self, trial: str) -> None:
         """Release a trial, so that another process, or this search when it is resumed, continues it."""
-        with self._reach():
+        with self._explain_storage_errors():
             given = self.ongoing.pop(trial, None)
             if given is not None and not self._get(given.number).state.is_finished():
                 self._propose_again(self._get(given.number))
@@ -161,7 +161,7 @@ class OptunaEngine(Engine):
         if not self.is_shared or now - self.beaten < self.lost_after / BEATS:
             return set()
         self.beaten = now
-        with self._reach():
+        with self._explain_storage_errors():
             taken = {key for key, trial in self.ongoing.items() if self._get(trial.number).state.is_finished()}
             for key in taken:
                 del self.ongoing[key]
@@ -175,7 +175,7 @@ class OptunaEngine(Engine):
 
     def list_records(self) -> list[MemberRow]:
         """Return all trials in the order of their numbers, without those that were replaced by others."""
-        with self._reach():
+        with self._explain_storage_errors():
             return [self._read_record(trial) for trial in self._list_counted()]
 
     def count_trials(self) -> int:
@@ -224,7 +224,7 @@ class OptunaEngine(Engine):
             )
 
     @contextlib.contextmanager
-    def _reach(self, kind: type[DlferError] = DlferError) -> Iterator[None]:
+    def _explain_storage_errors(self, kind: type[DlferError] = DlferError) -> Iterator[None]:
         """Convert errors of the storage in the context to a DlferError of the given kind with an explanation."""
         from sqlalchemy.exc import SQLAlchemyError
 

@@ -22,7 +22,7 @@ from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import create_member_run
 from dlfer.report.page import format_overrides, format_value
 from dlfer.report.search import write_search_report
-from dlfer.runs.changes import settle_start
+from dlfer.runs.changes import check_changes_since_start
 from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import default_runs_folder, open_run
@@ -179,7 +179,7 @@ def resume_search(
             f"{run.path}: an earlier version of dlfer began this search and cannot be resumed; start a new one."
         )
     if run.status != "finished":
-        settle_start(run, accept=options.accept_changes)
+        check_changes_since_start(run, accept=options.accept_changes)
     config = check_same(run, None if file is None else load_experiment(file, options.overrides))
     options = replace(options, out=run.path.parent.parent, smoke=run.is_smoke, use_cache=record.use_cache, overrides={})
     trials = search_options.trials if search_options.trials is not None else began.trials

@@ -21,7 +21,7 @@ from dlfer.config.variations import list_ancestors, sort_keys
 from dlfer.errors import ConfigError, DlferError, shorten
 from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides
-from dlfer.report.search import ALONE
+from dlfer.report.search import SINGLE_ARM
 from dlfer.runs.files import read_rows
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow, is_run
@@ -65,7 +65,7 @@ class Arm:
     @property
     def best_file(self) -> str:
         """The file name of its best experiment: best.yaml, or best-<slug>.yaml if there are two arms."""
-        return "best.yaml" if self.name == ALONE else f"best-{self.slug}.yaml"
+        return "best.yaml" if self.name == SINGLE_ARM else f"best-{self.slug}.yaml"
 
     def open_engine(self, folder: Path, *, trials: int | None, smoke: bool, storage: str | None = None) -> Engine:
         """Open the engine of the arm with its earlier state from `folder`/engine/<slug>, or from the storage.
@@ -88,7 +88,9 @@ class Arm:
         if smoke and trials is None:
             wanted = min(wanted or SMOKE_TRIALS, SMOKE_TRIALS)
         name = (
-            self.config.experiment.name + (f"-{self.slug}" if self.name != ALONE else "") + ("-smoke" if smoke else "")
+            self.config.experiment.name
+            + (f"-{self.slug}" if self.name != SINGLE_ARM else "")
+            + ("-smoke" if smoke else "")
         )
         study = "search" if storage is None else name
         settings = EngineSettings(self.name, self.config, epochs, wanted, folder / "engine" / self.slug, storage, study)
@@ -118,7 +120,7 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
         )
     if not ablation:
         check_absent_stage(config)
-        return [Arm(ALONE, {}, config)]
+        return [Arm(SINGLE_ARM, {}, config)]
     if config.pretrain is None:
         raise ConfigError("--ablation: pretrain is null, so there is no EF-FER1 to leave out; leave --ablation out.")
     space = {key: spec for key, spec in search.space.items() if not _is_of_pretrain(search.space, key)}
@@ -201,7 +203,7 @@ class TrialSource(Source):
             answer = self.engine.ask(f"{worker}.{self.asked}")
             self.asked += 1
             if answer.proposal is None and self.held and not self.active:
-                self._let_go()
+                self._report_held_failures()
                 continue
             self.exhausted = answer.exhausted
             if answer.proposal is None:
@@ -266,14 +268,14 @@ class TrialSource(Source):
         task = Task(
             f"{self._describe_position(proposal.trial)}: {format_overrides(proposal.settings)}",
             run,
-            lambda: self._tell_past(trial),
+            lambda: self._replay_epochs(trial),
             lambda row: self._hear_epoch(trial, row),
         )
         self.active[task] = trial
         self.on_change()
         return task
 
-    def _tell_past(self, trial: _Trial) -> Ending | None:
+    def _replay_epochs(self, trial: _Trial) -> Ending | None:
         """Report the epochs that were trained before; return an ending if nothing is left to do."""
         run = Run(Path(trial.row.path))
         trial.history = read_history_rows(run.path)
@@ -313,12 +315,12 @@ class TrialSource(Source):
             self.held.append(row)
         else:
             self.works = True
-            self._let_go()
+            self._report_held_failures()
             self.engine.tell(row)
         self._say_ended(row)
         self.on_change()
 
-    def _let_go(self) -> None:
+    def _report_held_failures(self) -> None:
         while self.held:
             self.engine.tell(self.held.pop(0))
 

@@ -106,7 +106,7 @@ def test_groups_are_chains_of_duplicates(monkeypatch):
         monkeypatch.setattr(duplicates, "_BLOCK", block)
         monkeypatch.setattr(near_pairs, "_BLOCK", block)
         monkeypatch.setattr(near_pairs, "_LEAF", leaf)
-        monkeypatch.setattr(duplicates, "_MOST_EDGES", most_edges)
+        monkeypatch.setattr(duplicates, "_MAX_EDGES", most_edges)
         groups = group_duplicates(images)
         assert [set(np.flatnonzero(groups == groups[row]).tolist()) for row in (0, 1, 5, 7)] == expected
 
@@ -141,7 +141,7 @@ def test_components_of_a_graph_are_the_same_however_they_come(monkeypatch):
     edges = np.tile(np.random.default_rng(0).integers(0, 60, (40, 2)), (4, 1))
     whole = Components(60)
     whole.join(edges[:, 0], edges[:, 1])
-    monkeypatch.setattr(duplicates, "_MOST_EDGES", 0)
+    monkeypatch.setattr(duplicates, "_MAX_EDGES", 0)
     parts = Components(60)
     for left, right in edges:
         parts.join(np.array([left]), np.array([right]))

@@ -295,7 +295,7 @@ def test_boxes_scores_and_landmarks_are_those_of_another_implementation(photo, n
     corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1)
     assert corners[order] == pytest.approx(boxes[other, :4], abs=0.02)
     assert found.scores[order] == pytest.approx(boxes[other, 4], abs=1e-4)
-    assert found.landmarks[order] == pytest.approx(module.sort_sides(marks[other]), abs=0.02)
+    assert found.landmarks[order] == pytest.approx(module.sort_left_right(marks[other]), abs=0.02)
 
 
 def test_images_of_one_size_are_found_together_as_one_by_one(photo):

@@ -17,7 +17,7 @@ from dlfer.data.given import open_data, parse_split, recognise
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError, UserError
 from dlfer.experiment.audit import load_inspected
-from dlfer.export.images import load_held
+from dlfer.export.images import load_in_memory_splits
 
 CSV = "emotion,pixels,Usage\n" + "".join(f"{n},{' '.join([str(n)] * 2304)},Training\n" for n in (0, 3))
 YAML = "# mine\nexperiment: {name: x}\nfinetune: {data: {source: synthetic_faces}, image_size: 32}\n"
@@ -137,10 +137,10 @@ def test_a_train_csv_and_a_labelled_test_csv_are_two_splits(tmp_path):
     with open_data(tmp_path) as given:
         found = load_inspected(given)
     assert {split.name: len(split) for split in found.splits} == {"Training": 21, "test": 7}
-    held, _, _ = load_held(tmp_path, SimpleNamespace(aspect="crop", image_size=48))
+    held, _, _ = load_in_memory_splits(tmp_path, SimpleNamespace(aspect="crop", image_size=48))
     assert {name: len(split) for name, split in held.items()} == {"test": 7, "train": 21}
     # Of a csv that is named itself its own rows count.
-    held, _, _ = load_held(tmp_path / "train.csv", SimpleNamespace(aspect="crop", image_size=48))
+    held, _, _ = load_in_memory_splits(tmp_path / "train.csv", SimpleNamespace(aspect="crop", image_size=48))
     assert {name: len(split) for name, split in held.items()} == {"all": 21}
     (tmp_path / "test.csv").write_text("\n".join(["pixels", "1 2"]))
     with open_data(tmp_path) as given:

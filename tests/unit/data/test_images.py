@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dlfer.data import images
-from dlfer.data.files import find_reason
+from dlfer.data.files import find_rejection_reason
 from dlfer.data.images import (
     CLIP_LIMIT,
     TILES,
@@ -229,10 +229,10 @@ def test_formats_of_pillow_and_opencv_are_read_with_and_without_a_suffix(tmp_pat
     assert found.shape == (32, 32, 3)
     assert np.abs(found.astype(int) - pixels).mean() < 30
     assert read_header(path) == (32, 32, False)
-    assert find_reason(path) is None
+    assert find_rejection_reason(path) is None
     if suffix != ".tga":  # which has no first bytes to be known by
         bare = path.rename(tmp_path / "bare")
-        assert find_reason(bare) is None
+        assert find_rejection_reason(bare) is None
         assert np.array_equal(read_image(bare), found)
 
 
@@ -285,7 +285,7 @@ def test_heic_is_read_with_its_package(tmp_path, name):
     found = read_image(tmp_path / name)
     assert np.abs(found.astype(int) - np.rot90(pixels, 3)).mean() < 10
     assert read_header(tmp_path / name) == (64, 96, False)
-    assert find_reason(tmp_path / name) is None
+    assert find_rejection_reason(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".avif", ".jpg", ".png", ".webp"])

@@ -142,8 +142,8 @@ def test_pictures_that_are_cut_short_are_counted_and_named(draw, left):
 
 @pytest.mark.parametrize(("most", "pixels", "num"), [(4, 10**9, 3), (2000, 3 * 48 * 48, 3), (2000, 9 * 48 * 48, 9)])
 def test_of_many_or_large_pictures_a_sample_is_decoded_and_that_is_said(draw, monkeypatch, most, pixels, num):
-    monkeypatch.setattr("dlfer.data.starter._MOST_DECODED", most)
-    monkeypatch.setattr("dlfer.data.starter._MOST_PIXELS", pixels)
+    monkeypatch.setattr("dlfer.data.starter._MAX_DECODED", most)
+    monkeypatch.setattr("dlfer.data.starter._MAX_PIXELS", pixels)
     folder = draw({"happy": 5, "sad": 4})
     said = [line for line in survey_folder(folder).remarks if "were decoded" in line]
     sampled = [

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from dlfer.data.bundle import Split
-from dlfer.data.votes import align_votes, compute_agreement, compute_ceiling, find_column, read_votes, score_votes
+from dlfer.data.votes import (
+    align_votes,
+    compute_agreement,
+    compute_annotator_agreement,
+    find_column,
+    read_votes,
+    score_votes,
+)
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.metrics_record import CountedEstimate
 
@@ -196,12 +203,12 @@ def test_the_ceiling_is_that_of_leaving_each_voter_out_in_turn():
             first = [column for column in range(4) if tally[column] == max(tally)]
             chances.append((voter in first) / len(first))
         expected.append(np.mean(chances))
-    assert compute_ceiling(counts) == pytest.approx(expected, abs=1e-12)
+    assert compute_annotator_agreement(counts) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_single_voter_has_nobody_to_agree_with():
-    assert np.isnan(compute_ceiling(np.array([[1, 0]]))).all()
-    assert compute_ceiling(np.array([[2, 0], [1, 1]])).tolist() == [1, 0]
+    assert np.isnan(compute_annotator_agreement(np.array([[1, 0]]))).all()
+    assert compute_annotator_agreement(np.array([[2, 0], [1, 1]])).tolist() == [1, 0]
 
 
 def test_scores_are_for_all_for_splits_and_for_labels(tmp_path):

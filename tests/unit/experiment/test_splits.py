@@ -13,9 +13,9 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import shorten_digests
-from dlfer.experiment.evaluate import _score, describe_seen, tell_use
+from dlfer.experiment.evaluate import _score, describe_seen, get_previous_use
 from dlfer.experiment.fit_ensemble import is_selected
-from dlfer.experiment.lineage import PRETRAINED, History, Seen, index_images
+from dlfer.experiment.lineage import PRETRAINED, History, LearnedImages, index_images
 from dlfer.experiment.splits import (
     compute_banner,
     compute_run_metrics,
@@ -144,16 +144,20 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
 def test_validation_of_which_the_last_epoch_was_kept_only_calibrated(run):
     validation, test = make_bundle().validation, make_bundle().test
     Metrics(selected_on="PublicTest", is_selected=False).write(run.path)
-    assert tell_use(run.path, validation, is_own=True) == tell_use(run.path, validation, is_own=False) == "calibration"
-    assert tell_use(run.path, test, is_own=True) is None
+    assert (
+        get_previous_use(run.path, validation, is_own=True)
+        == get_previous_use(run.path, validation, is_own=False)
+        == "calibration"
+    )
+    assert get_previous_use(run.path, test, is_own=True) is None
 
 
 def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
     bundle = make_bundle()
     for part, use in ((bundle.train, "training"), (bundle.validation, "selection"), (bundle.test, None)):
-        assert tell_use(run.path, part, is_own=True) == tell_use(run.path, part, is_own=False) == use
+        assert get_previous_use(run.path, part, is_own=True) == get_previous_use(run.path, part, is_own=False) == use
     other = make_split(bundle.validation.name, 20, 9)
-    assert tell_use(run.path, other, is_own=False) is None
+    assert get_previous_use(run.path, other, is_own=False) is None
 
 
 def test_images_that_trained_or_selected_a_model_are_counted_whatever_they_are_called(tmp_path):
@@ -196,7 +200,7 @@ def test_copies_of_one_source_are_duplicates_where_ids_mean_the_same():
     train = Split("Training", train.images, train.targets, np.array([*train.ids[:9], "PrivateTest/2#1"]))
     found = find_judged_duplicates("test", test, train=train)
     assert found.in_train.count() == {"exact": 0, "augmented": 1, "any": 1}
-    assert found.list_ids_without() == ["PrivateTest/0", "PrivateTest/1", "PrivateTest/3"]
+    assert found.list_ids_without_duplicates() == ["PrivateTest/0", "PrivateTest/1", "PrivateTest/3"]
     found = find_judged_duplicates("test", test, train=train, same_ids=False)
     assert found.in_train.count() == {"exact": 0, "augmented": 0, "any": 0}
 
@@ -237,7 +241,7 @@ def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
 def make_history(bundle: DataBundle, *, is_here: bool = True, data: DataConfig | None = None) -> History:
     """Return that EF-FER1 has learned from a bundle; its pixels are here, or its list alone."""
     load = (lambda: bundle) if is_here else (lambda: None)
-    return History((Seen.from_lists(PRETRAINED, data, index_images(bundle), load),))
+    return History((LearnedImages.from_lists(PRETRAINED, data, index_images(bundle), load),))
 
 
 def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
@@ -254,7 +258,10 @@ def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
     assert before.count_leaks() == 0
     assert np.flatnonzero(found.in_pretrain.any).tolist() == [9, 11]
     assert found.count_leaks() == 2
-    assert set(before.list_ids_without()) - set(found.list_ids_without()) == {bundle.test.ids[9], bundle.test.ids[11]}
+    assert set(before.list_ids_without_duplicates()) - set(found.list_ids_without_duplicates()) == {
+        bundle.test.ids[9],
+        bundle.test.ids[11],
+    }
     assert found.as_record().in_pretrain.any == 2
     # What trained EF-FER2 as well is no leak of EF-FER1.
     same = replace(pretraining, train=bundle.train, validation=bundle.train)

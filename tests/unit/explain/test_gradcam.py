@@ -11,7 +11,7 @@ import pytest
 from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.explain import gradcam
-from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
+from dlfer.explain.gradcam import GradCam, build_gradient, compute_cam, list_networks, upsample_cells
 from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.backbones import find_backbone
 from dlfer.model.face_input import FaceInput
@@ -63,7 +63,7 @@ def test_it_is_cam_where_the_head_is_one_dense_layer_on_a_mean():
         [cam] = cams
         assert (cam.network, cam.layer, cam.grid) == ("", "conv5_block1_out", (2, 2))
         assert cam.values.dtype == np.float32
-        assert np.allclose(cam.values, spread_cells(expected[None], (64, 64), crop=None)[0], atol=1e-5)
+        assert np.allclose(cam.values, upsample_cells(expected[None], (64, 64), crop=None)[0], atol=1e-5)
     # And before the cut the cells add up to the logit less its bias.
     weighed = np.einsum("nhwk,kn->n", maps, np.asarray(classifier.parts.head.kernel)[:, targets]) / 4
     logits = np.asarray(classifier.parts.head(classifier.parts.pooling(maps)))
@@ -90,7 +90,7 @@ def test_it_is_tf_keras_vis():
     golden = np.array(json.loads(GOLDEN.read_text()))
     found = GradCam(classifier, feature_level="last").compute(images, targets)
     for cams, expected in zip(found, golden, strict=True):
-        assert np.allclose(cams[0].values, spread_cells(expected[None], (64, 64), crop=None)[0], atol=1e-4)
+        assert np.allclose(cams[0].values, upsample_cells(expected[None], (64, 64), crop=None)[0], atol=1e-4)
     other = pytest.importorskip("tf_keras_vis.gradcam")
     assert np.allclose(ask_tf_keras_vis(other, classifier, pixels, targets), golden, atol=1e-4)
 
@@ -155,7 +155,7 @@ def test_weights_are_those_of_finite_differences(given):
                 ends.append(np.asarray(view.back(moved))[:, targets[row]])
             weights[row] = (ends[0] - ends[1]) / 2e-2 / (values.shape[1] * values.shape[2])
         cells = np.maximum(np.einsum("nhwk,nk->nhw", values, weights), 0)
-        expected = spread_cells(cells, (64, 64), crop=None)
+        expected = upsample_cells(cells, (64, 64), crop=None)
         for row in range(2):
             assert np.allclose(found[row][number].values, expected[row], atol=0.02 * expected[row].max() + 1e-5)
 
@@ -218,7 +218,7 @@ def test_each_branch_has_its_own_feature_level():
 
 def test_maps_stand_in_the_part_that_the_network_sees():
     cells = np.ones((1, 2, 2), np.float32)
-    maps = spread_cells(cells, (40, 60), crop=0.5)
+    maps = upsample_cells(cells, (40, 60), crop=0.5)
     expected = np.zeros((40, 60))
     expected[10:30, 20:40] = 1
     assert np.allclose(maps[0], expected)
@@ -232,14 +232,14 @@ def test_maps_stand_in_the_part_that_the_network_sees():
 def test_cells_are_spread_as_images_are_resized(shape):
     cells = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
     resized = np.asarray(keras.ops.image.resize(cells[..., None], (30, 30), interpolation="bilinear"))[..., 0]
-    assert np.allclose(spread_cells(cells, (30, 30), crop=None), resized, atol=1e-5)
+    assert np.allclose(upsample_cells(cells, (30, 30), crop=None), resized, atol=1e-5)
     # Of an image that is not square: in the square that is seen, or without the padding.
-    maps = spread_cells(cells, (30, 37), crop=None)
+    maps = upsample_cells(cells, (30, 37), crop=None)
     assert np.allclose(maps[:, :, 3:33], resized, atol=1e-5)
     assert not maps[:, :, :3].any()
     assert not maps[:, :, 33:].any()
     for shape, inside in (((30, 23), np.s_[:, :, 3:26]), ((15, 30), np.s_[:, 7:22])):
-        assert np.allclose(spread_cells(cells, shape, crop=None, aspect="pad"), resized[inside], atol=1e-5)
+        assert np.allclose(upsample_cells(cells, shape, crop=None, aspect="pad"), resized[inside], atol=1e-5)
 
 
 @pytest.mark.parametrize("aspect", ["crop", "pad"])
@@ -249,10 +249,10 @@ def test_a_cell_lies_over_the_very_pixels_that_the_network_sees_there(shape, cro
     """What the input stage makes of an image of positions, spread back over it, is those positions again."""
     rows, columns = np.indices(shape).astype(np.float32)
     layer = FaceInput(64, Preprocessing().as_dict(), crop, aspect)
-    covered = spread_cells(np.ones((1, 64, 64), np.float32), shape, crop=crop, aspect=aspect)[0] > 0
+    covered = upsample_cells(np.ones((1, 64, 64), np.float32), shape, crop=crop, aspect=aspect)[0] > 0
     for positions in (rows, columns):
         seen = np.asarray(layer.resize(positions[None, ..., None].astype(np.uint8)))[..., 0]
-        found = spread_cells(seen, shape, crop=crop, aspect=aspect)[0]
+        found = upsample_cells(seen, shape, crop=crop, aspect=aspect)[0]
         # Off by less than what two resizes blur at the end of a line; a shift or a stretch would be more.
         assert np.abs(found - positions)[covered].max() < 1
         assert np.abs(found - positions)[covered].mean() < 0.1
@@ -264,8 +264,8 @@ def test_the_evidence_is_where_the_image_has_it():
     classifier = make_classifier(backbone="efficientnet_nano")
     maps = np.zeros((2, 4, 4, 1), np.float32)
     maps[:, 0, 3] = 5
-    assert np.array_equal(weigh_maps(maps, np.ones_like(maps))[0], maps[0, ..., 0])
-    assert not weigh_maps(maps, -np.ones_like(maps)).any()
+    assert np.array_equal(compute_cam(maps, np.ones_like(maps))[0], maps[0, ..., 0])
+    assert not compute_cam(maps, -np.ones_like(maps)).any()
     [[cam]] = GradCam(classifier).compute(draw_images((1, 20, 20)), np.array([0]))
     assert 0 <= cam.scaled.min() <= cam.scaled.max() <= 1
 

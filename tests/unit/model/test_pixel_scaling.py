@@ -16,7 +16,7 @@ from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.model.backbone_spec import TORCH_INPUT, choose_preprocessing
 from dlfer.model.families import FAMILIES, build_level_features, load_artifact
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
-from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
+from dlfer.model.transfer import RECORD_FILE, transfer_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.train.boosting import Extraction, compute_features_digest
 from dlfer.train.cascade import describe_foreign_scaling
@@ -132,10 +132,10 @@ def test_a_backbone_of_the_other_scaling_is_refused(tmp_path, given, first, seco
     network = build({**given, "pixel_scaling": second})
     before = [np.asarray(weight) for weight in network.model.weights]
     with pytest.raises(TransferError, match=r"pixels prepared as .*Set model\.pixel_scaling"):
-        carry_backbone(tmp_path, network)
+        transfer_backbone(tmp_path, network)
     assert all(np.array_equal(a, b) for a, b in zip(before, network.model.weights, strict=True))
     same = build({**given, "pixel_scaling": first})
-    assert carry_backbone(tmp_path, same).feature_difference < 1e-5
+    assert transfer_backbone(tmp_path, same).feature_difference < 1e-5
 
 
 def test_a_backbone_of_an_earlier_version_is_compared_by_its_features(tmp_path):
@@ -144,9 +144,9 @@ def test_a_backbone_of_an_earlier_version_is_compared_by_its_features(tmp_path):
     record = json.loads((tmp_path / RECORD_FILE).read_text())
     del record["preprocessing"]
     (tmp_path / RECORD_FILE).write_text(json.dumps(record))
-    assert carry_backbone(tmp_path, build({"backbone": "resnet_nano"})).feature_difference < 1e-5
+    assert transfer_backbone(tmp_path, build({"backbone": "resnet_nano"})).feature_difference < 1e-5
     with pytest.raises(TransferError, match="not the same function"):
-        carry_backbone(tmp_path, build({"backbone": "resnet_nano", "pixel_scaling": "divide_by_255"}))
+        transfer_backbone(tmp_path, build({"backbone": "resnet_nano", "pixel_scaling": "divide_by_255"}))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dlfer.config import names
 from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.model import predict
-from dlfer.model.predict import MOST_SIZES, VIEWS, pad_batch, predict_probabilities, predict_views
+from dlfer.model.predict import MAX_SIZES, VIEWS, pad_batch, predict_probabilities, predict_views
 from dlfer.model.stage_network import build_transfer_network
 
 
@@ -81,10 +81,10 @@ def test_batches_of_any_length_share_one_program(counted):
 
 def test_sizes_without_end_make_few_programs(counted):
     model, layer = counted
-    for side in range(2, 2 + 3 * MOST_SIZES):
+    for side in range(2, 2 + 3 * MAX_SIZES):
         images = np.full((2, side, side + 1, 1), 51, np.uint8)
         assert predict_probabilities(model, images, batch_size=2)[:, 1] == pytest.approx(0.2)
-    assert len(layer.shapes) == MOST_SIZES + 1
+    assert len(layer.shapes) == MAX_SIZES + 1
 
 
 def test_changed_weights_change_the_answers():

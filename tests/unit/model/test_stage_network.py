@@ -21,7 +21,7 @@ from dlfer.model.stage_network import (
     find_branch_file,
     list_drop_connects,
 )
-from dlfer.model.transfer import carry_backbone, draw_probe_images, read_backbone_record, write_backbone
+from dlfer.model.transfer import draw_probe_images, read_backbone_record, transfer_backbone, write_backbone
 from dlfer.train.cascade import divide_branches, obtain_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
@@ -156,7 +156,7 @@ def test_it_is_carried_cloned_and_serialised_like_any_backbone(branches, fusion,
     assert len(set(paths)) == len(paths)
     write_backbone(network, tmp_path, source="a test")
     other = build_network(make_config(branches, fusion), num_labels=3, image_size=32)
-    record = carry_backbone(tmp_path, other)
+    record = transfer_backbone(tmp_path, other)
     assert len(record.loaded) >= len(network.backbone.weights) - 4
     assert record.newly_initialised == ["head/kernel", "head/bias"]
     assert record.feature_difference < 1e-5
@@ -174,7 +174,7 @@ def test_swapped_branches_do_not_carry_over(tmp_path):
     network = build_network(make_config(UNLIKE[::-1]))
     before = compute_features(network, draw_probe_images(48, 1))
     with pytest.raises(TransferError, match="Missing: branch1_resnet_nano"):
-        carry_backbone(tmp_path, network)
+        transfer_backbone(tmp_path, network)
     assert np.array_equal(before, compute_features(network, draw_probe_images(48, 1)))
 
 
@@ -220,7 +220,7 @@ def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
     config = load_config(tmp_path, weights, model=f", fusion: {fusion}")
     folder = obtain(config, tmp_path)
     network = build_network(config.model, image_size=32)
-    record = carry_backbone(folder, network)
+    record = transfer_backbone(folder, network)
     images = draw_probe_images(32, 1)
     for branch, name in config.model.name_branches().items():
         lists = record.branches[branch]
@@ -241,7 +241,7 @@ def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
     summary = record.summarize_branches()["branch1_efficientnet_nano"]
     assert (summary.loaded, summary.missing) == (len(record.branches["branch1_efficientnet_nano"].loaded), 0)
     # What fuses the branches is drawn by the seed of EF-FER1.
-    again = carry_backbone(obtain(config, tmp_path / "again"), build_network(config.model, image_size=32))
+    again = transfer_backbone(obtain(config, tmp_path / "again"), build_network(config.model, image_size=32))
     assert again.loaded == record.loaded
     assert (
         read_backbone_record(tmp_path / "again" / "pretrain")["variables"] == read_backbone_record(folder)["variables"]
@@ -295,7 +295,7 @@ def test_two_branches_of_one_backbone_start_from_different_weights(tmp_path):
     weights = f"{{branch1_resnet_nano: {tmp_path}/own.weights.h5, branch2_resnet_nano: {tmp_path}/run}}"
     config = load_config(tmp_path, weights, branches="resnet_nano, resnet_nano")
     network = build_network(twice, image_size=32)
-    record = carry_backbone(obtain(config, tmp_path), network)
+    record = transfer_backbone(obtain(config, tmp_path), network)
     for branch, source in zip(twice.name_branches(), sources, strict=True):
         found = [np.asarray(variable) for variable in network.backbone.get_layer(branch).variables]
         assert all(np.array_equal(a, b) for a, b in zip(found, source, strict=True)), branch

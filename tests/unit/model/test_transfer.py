@@ -10,7 +10,7 @@ import pytest
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.transfer import RECORD_FILE, WEIGHTS_FILE, carry_backbone, draw_probe_images, write_backbone
+from dlfer.model.transfer import RECORD_FILE, WEIGHTS_FILE, draw_probe_images, transfer_backbone, write_backbone
 
 NANO = ModelConfig(backbone="efficientnet_nano")
 
@@ -43,17 +43,17 @@ def test_features_of_both_stages_are_equal(stage_one):
     """Other head, other image size, other number of channels: the backbone is the same function."""
     first, folder = stage_one
     second = build(7, image_size=48, channels=1)
-    record = carry_backbone(folder, second)
+    record = transfer_backbone(folder, second)
     assert record.feature_difference <= 1e-5
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     at_same_size = build(7)
-    carry_backbone(folder, at_same_size)
+    transfer_backbone(folder, at_same_size)
     assert np.abs(compute_features(first, images) - compute_features(at_same_size, images)).max() <= 1e-5
 
 
 def test_four_lists_name_every_variable(stage_one):
     first, folder = stage_one
-    record = carry_backbone(folder, build(7))
+    record = transfer_backbone(folder, build(7))
     assert len(record.loaded) == len(first.backbone.weights)
     assert record.newly_initialised == ["head/kernel", "head/bias"]
     assert record.missing == record.unexpected == []
@@ -65,7 +65,7 @@ def test_another_backbone_is_refused_and_nothing_changes(stage_one):
     other = build(7, backbone="efficientnet_lite0")
     before = [np.asarray(w) for w in other.model.weights]
     with pytest.raises(TransferError, match=r"Missing: .*Unexpected: |Of another shape"):
-        carry_backbone(folder, other)
+        transfer_backbone(folder, other)
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, other.model.weights, strict=True))
 
 
@@ -75,7 +75,7 @@ def test_a_missing_variable_is_named(stage_one):
     record["variables"]["stem_conv/kernel_of_old"] = record["variables"].pop("stem_conv/kernel")
     (folder / RECORD_FILE).write_text(json.dumps(record))
     with pytest.raises(TransferError, match=r"Missing: stem_conv/kernel\. Unexpected: stem_conv/kernel_of_old"):
-        carry_backbone(folder, build(7))
+        transfer_backbone(folder, build(7))
 
 
 def test_swapped_weights_are_found_by_their_digest(stage_one):
@@ -88,7 +88,7 @@ def test_swapped_weights_are_found_by_their_digest(stage_one):
         first, second = a[...], b[...]
         a[...], b[...] = second, first
     with pytest.raises(ModelError, match="not those that were written"):
-        carry_backbone(folder, build(7))
+        transfer_backbone(folder, build(7))
 
 
 def test_another_function_with_equal_weights_is_refused(stage_one):
@@ -97,12 +97,12 @@ def test_another_function_with_equal_weights_is_refused(stage_one):
     record["features"] = (np.asarray(record["features"]) * 1.01 + 0.01).tolist()
     (folder / RECORD_FILE).write_text(json.dumps(record))
     with pytest.raises(TransferError, match="not the same function"):
-        carry_backbone(folder, build(7))
+        transfer_backbone(folder, build(7))
 
 
 def test_absent_files_are_a_clear_error(tmp_path):
     with pytest.raises(ModelError, match="expected a backbone written by dlfer"):
-        carry_backbone(tmp_path, build(7))
+        transfer_backbone(tmp_path, build(7))
 
 
 def test_probe_is_not_blind():

@@ -22,7 +22,7 @@ from dlfer.model.backbones import build_backbone
 from dlfer.model.families import FAMILIES, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.training_kernels import list_batch_norms
-from dlfer.model.transfer import carry_backbone, draw_probe_images
+from dlfer.model.transfer import draw_probe_images, transfer_backbone
 from dlfer.model.vggface2 import (
     Tensor,
     describe_origin,
@@ -402,7 +402,7 @@ def test_the_backbone_is_carried_over_and_the_model_says_where_it_comes_from(fil
     pretrained = obtain_backbone(config, job, load_bundle=None, cache=None, load_images=lambda: faces)
     assert pretrained.cost["source"].endswith("statistics of BatchNorm by 7 training images of EF-FER2")
     network = build_transfer_network(config.model, num_labels=3, image_size=48, channels=1)
-    record = carry_backbone(pretrained.folder, network)
+    record = transfer_backbone(pretrained.folder, network)
     assert record.feature_difference < 1e-5
     (origin,) = record.origins
     assert origin == describe_origin(file)
@@ -420,7 +420,7 @@ def test_the_backbone_is_carried_over_and_the_model_says_where_it_comes_from(fil
     later = build_config(pretrain={"weights": str(tmp_path / "model")})
     job = SimpleNamespace(folder=tmp_path / "later")
     folder = obtain_backbone(later, job, load_bundle=None, cache=None).folder
-    assert carry_backbone(folder, network).origins == [origin]
+    assert transfer_backbone(folder, network).origins == [origin]
 
 
 # The published file, which is not part of dlfer: a copy is looked for in $DLFER_DATA.

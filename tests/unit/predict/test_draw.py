@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlfer.predict import draw
-from dlfer.predict.draw import PAPER, Sketches, VideoWriter, draw_faces
+from dlfer.predict.draw import PAPER, AnnotatedWriter, VideoWriter, draw_faces
 from dlfer.predict.media import Frame, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.video import Video
@@ -33,7 +33,7 @@ def test_small_crops_are_enlarged_and_labels_stay_inside():
 
 def test_a_folder_of_pictures_and_videos(tmp_path):
     pytest.importorskip("cv2")
-    sketches = Sketches(tmp_path / "drawn")
+    sketches = AnnotatedWriter(tmp_path / "drawn")
     picture = np.full((300, 400, 3), 50, np.uint8)
     for name in ("a/x.png", "b/x.jpg"):
         sketches.add(FramePrediction(Frame(name, picture), [FACE]))
@@ -50,7 +50,7 @@ def test_a_folder_of_pictures_and_videos(tmp_path):
 
 
 def test_a_fault_in_the_times_of_a_video_is_not_filled_with_still_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "_MOST_REPEATED", 5)
+    monkeypatch.setattr(draw, "_MAX_REPEATED", 5)
     writer = VideoWriter(tmp_path / "a.mp4", rate=10)
     # As where the clock of an MPEG stream starts again: every later frame is far ahead of what was written.
     for level, seconds in ((0, 0.0), (60, 0.3), (120, 95443.7), (180, 95443.8)):
@@ -61,9 +61,9 @@ def test_a_fault_in_the_times_of_a_video_is_not_filled_with_still_frames(tmp_pat
 
 
 def test_a_fault_in_the_times_of_a_video_is_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "_MOST_REPEATED", 5)
+    monkeypatch.setattr(draw, "_MAX_REPEATED", 5)
     video = Video(10.0, 3, False)
-    sketches = Sketches(tmp_path / "drawn")
+    sketches = AnnotatedWriter(tmp_path / "drawn")
     for index, seconds in enumerate((0.0, 0.1, 95443.7)):
         frame = Frame("x.avi", np.full((96, 128, 3), 40, np.uint8), index, seconds, video)
         sketches.add(FramePrediction(frame, []), every=1)

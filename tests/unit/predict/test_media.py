@@ -10,7 +10,7 @@ from PIL import Image
 
 from dlfer.data.files import Tally
 from dlfer.predict import media
-from dlfer.predict.media import BadInput, Frame, ReadAhead, list_inputs, open_inputs
+from dlfer.predict.media import Frame, ReadAhead, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.video import is_video
 from tests.unit.conftest import make_stdin, write_video
 
@@ -34,7 +34,7 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     tally = Tally()
     bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")], tally=tally))
     assert tally.seen == 2
-    assert [type(item) for item in bad] == [BadInput, BadInput]
+    assert [type(item) for item in bad] == [UnreadableInput, UnreadableInput]
     assert "holds no picture" in bad[0].error
     assert "nothing matches" in bad[1].error
 
@@ -69,7 +69,7 @@ def test_a_file_called_minus_that_a_glob_matches_is_a_file(tmp_path, monkeypatch
 )  # fmt: skip
 def test_names_that_are_no_files_are_told_for_what_they_are(name, problem):
     found = list(open_inputs([name]))
-    assert [type(item) for item in found] == [BadInput]
+    assert [type(item) for item in found] == [UnreadableInput]
     assert problem in found[0].error
 
 
@@ -82,9 +82,9 @@ def test_what_stands_in_no_folder_is_named_whole():
 def test_what_cannot_be_read_stops_nothing(tmp_path):
     good = write_picture(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no picture")
-    names = [str(tmp_path / "bad.png"), good, str(tmp_path / "absent.mp4"), good, BadInput("x", "x: why")]
+    names = [str(tmp_path / "bad.png"), good, str(tmp_path / "absent.mp4"), good, UnreadableInput("x", "x: why")]
     kinds = [type(item) for item in open_inputs(names)]
-    assert kinds == [BadInput, Frame, BadInput, Frame, BadInput]
+    assert kinds == [UnreadableInput, Frame, UnreadableInput, Frame, UnreadableInput]
 
 
 def test_reading_ahead_is_bounded_keeps_the_order_and_hands_errors_over():
@@ -201,5 +201,5 @@ def test_what_may_not_be_read_is_told_so_and_not_called_damaged(tmp_path, monkey
     monkeypatch.setattr(media, "open_undecoded", refuse)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     [found] = open_inputs(list_inputs([str(path)]))
-    assert isinstance(found, BadInput)
+    assert isinstance(found, UnreadableInput)
     assert found.error == f"{path}: cannot be read; its permissions forbid it."

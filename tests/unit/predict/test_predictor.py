@@ -13,8 +13,8 @@ from dlfer.config.sections import FacesConfig
 from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
-from dlfer.predict.crops import build_cropper, cut_ready_crop, get_cut_side
-from dlfer.predict.media import BadInput, Frame, ReadAhead, list_inputs, open_inputs
+from dlfer.predict.crops import build_cropper, crop_face_square, get_crop_size
+from dlfer.predict.media import Frame, ReadAhead, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
@@ -33,10 +33,14 @@ def test_faces_of_several_pictures_go_to_the_network_in_one_call(classifier, blo
         draw_blocks((50, 30, 16, 240)),
     ]
     frames = [Frame(f"{number}.png", image) for number, image in enumerate(pictures)]
-    inputs = [frames[0], BadInput("bad.jpg", "bad.jpg: no"), *frames[1:]]
+    inputs = [frames[0], UnreadableInput("bad.jpg", "bad.jpg: no"), *frames[1:]]
     results = list(predict_inputs(FacePredictor(classifier, faces="opencv"), inputs))
     assert classifier.shapes == [(3, 16, 16, 1)]
-    assert [type(result).__name__ for result in results] == ["FramePrediction", "BadInput", *["FramePrediction"] * 2]
+    assert [type(result).__name__ for result in results] == [
+        "FramePrediction",
+        "UnreadableInput",
+        *["FramePrediction"] * 2,
+    ]
     first, _, second, third = results
     assert [face.box for face in first.faces] == [(40, 10, 70, 40), (5, 5, 25, 25)]
     assert [face.label for face in first.faces] == ["Light", "Light"]
@@ -357,17 +361,17 @@ def test_faces_are_prepared_as_in_training(monkeypatch):
 
 def test_a_ready_crop_is_the_square_around_the_box_and_upright_if_it_tilts_much():
     ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))[..., None]
-    pixels = cut_ready_crop(ramp, Face((30.0, 20.0, 20.0, 40.0), 1.0), 20)
+    pixels = crop_face_square(ramp, Face((30.0, 20.0, 20.0, 40.0), 1.0), 20)
     # Columns 20 to 60, two of them in each pixel.
     assert np.abs(pixels[10, :, 0] - (2 * (np.arange(20) * 2 + 20.5))).max() <= 1
     angle = np.radians(30)
     eyes = np.array([[50.0, 50.0]] * 2) + np.outer([-10, 10], [np.cos(angle), np.sin(angle)])
     marks = np.vstack([eyes, [[50, 55], [45, 60], [55, 60]]])
-    tilted = cut_ready_crop(ramp, Face((30.0, 30.0, 40.0, 40.0), 1.0, marks), 20)
+    tilted = crop_face_square(ramp, Face((30.0, 30.0, 40.0, 40.0), 1.0, marks), 20)
     # Along the line of the eyes the ramp is less steep by the cosine.
     steps = np.diff(tilted[10, 4:16, 0].astype(float)).mean()
     assert steps == pytest.approx(4 * np.cos(angle), abs=0.2)
-    beside = cut_ready_crop(ramp, Face((90.0, 40.0, 20.0, 20.0), 1.0), 20)
+    beside = crop_face_square(ramp, Face((90.0, 40.0, 20.0, 20.0), 1.0), 20)
     assert (beside[:, 12:] == 198).all()
 
 
@@ -375,7 +379,7 @@ def test_a_ready_crop_is_the_square_around_the_box_and_upright_if_it_tilts_much(
 def test_a_ready_crop_that_the_network_would_enlarge_is_enlarged_in_its_way(size):
     image = np.random.default_rng(0).integers(0, 255, (70, 70, 3), np.uint8)
     # Half a pixel is counted from a pixel's corner in boxes: this one is 48 pixels, as they are.
-    pixels = cut_ready_crop(image, Face((11.0, 8.0, 40.0, 48.0), 1.0), size, trained_side=48)
+    pixels = crop_face_square(image, Face((11.0, 8.0, 40.0, 48.0), 1.0), size, trained_side=48)
     crop = image[8:56, 7:55]
     expected = keras.ops.image.resize(crop.astype(np.float32), (size, size), interpolation="bilinear", antialias=True)
     inside = slice(size // 48, -(size // 48))  # at its edge a crop has no neighbours
@@ -388,7 +392,7 @@ def test_a_larger_face_has_little_more_detail_than_the_ready_crops_and_no_less()
     def measure_contrast(periods):
         wave = 128 + 100 * np.sin(2 * np.pi * periods * (np.arange(480) + 0.5) / 480)
         image = np.tile(wave.round().astype(np.uint8), (480, 1))[..., None]
-        return cut_ready_crop(image, Face((0.0, 0.0, 480.0, 480.0), 1.0), 96, trained_side=48)[48].std() / 70.7
+        return crop_face_square(image, Face((0.0, 0.0, 480.0, 480.0), 1.0), 96, trained_side=48)[48].std() / 70.7
 
     ready = 128 + 100 * np.sin(2 * np.pi * 12 * (np.arange(48) + 0.5) / 48)
     enlarged = np.asarray(
@@ -413,7 +417,7 @@ def test_a_larger_face_has_little_more_detail_than_the_ready_crops_and_no_less()
 )
 def test_faces_are_cut_at_the_networks_size_where_it_enlarges_ready_crops(about, others, expected):
     model = SimpleNamespace(**{"about": about, "image_size": 96, "crop": None, "takes_any_size": True, **others})
-    assert get_cut_side(model) == expected
+    assert get_crop_size(model) == expected
 
 
 def test_found_faces_come_at_the_networks_size(classifier, draw_blocks):

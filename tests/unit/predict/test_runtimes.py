@@ -11,7 +11,7 @@ from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.predict import runtimes as export_runtime
 from dlfer.predict.runtimes import (
     FACES_AT_A_TIME,
-    MOST_PROGRAMS,
+    MAX_PROGRAMS,
     open_litert,
     open_onnx,
     open_openvino,
@@ -187,10 +187,10 @@ def test_openvino_has_programs_for_one_and_for_eight_and_one_for_the_rest(openvi
 
 def test_openvino_keeps_few_programs_however_many_sizes_come(openvino):
     answer, core = openvino
-    for side in range(2, 2 + 2 * MOST_PROGRAMS):
+    for side in range(2, 2 + 2 * MAX_PROGRAMS):
         images = np.full((1, side, side, 1), side, np.uint8)
         assert answer(images) == pytest.approx(np.full((1, 1), side))
-    assert len(core.compiled) == MOST_PROGRAMS + 1
+    assert len(core.compiled) == MAX_PROGRAMS + 1
 
 
 def test_a_runtime_of_another_extra_is_named_with_it(monkeypatch, tmp_path):

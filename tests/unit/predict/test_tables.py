@@ -8,7 +8,7 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import BadInput, Frame
+from dlfer.predict.media import Frame, UnreadableInput
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
 from dlfer.predict.video import Video
@@ -24,7 +24,7 @@ RESULTS = (
     FramePrediction(Frame("c.jpg", PIXELS), []),
 )
 FAILED = [{"file": "d.jpg", "error": "d.jpg: no"}]
-BAD = BadInput("d.jpg", "d.jpg: no")
+BAD = UnreadableInput("d.jpg", "d.jpg: no")
 READING = ReadingRecord(seen=5, used=3, left_out=[LeftOut(reason="not read", n=2, first=["d.jpg", "e.txt"])])
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from dlfer.errors import ModelError
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.report.comparison import (
-    describe_needed,
+    describe_required_sample_size,
     format_comparison_table,
     read_comparison,
     read_members,
@@ -179,7 +179,7 @@ def make_pair(**fields) -> ArmPair:
     ],
 )
 def test_what_is_needed_is_told_in_a_few_words(fields, words):
-    assert describe_needed(make_pair(**fields)) == words
+    assert describe_required_sample_size(make_pair(**fields)) == words
 
 
 OLD_PAIR = {

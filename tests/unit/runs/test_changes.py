@@ -12,11 +12,11 @@ from dlfer.errors import ResumeError
 from dlfer.runs import changes
 from dlfer.runs.changes import (
     PRETRAIN_IMAGES_FILE,
+    check_changed_images,
+    check_changes_since_start,
     compare_images,
     find_changes,
     find_sibling,
-    settle_images,
-    settle_start,
 )
 from dlfer.runs.run import Run, create_run
 
@@ -120,10 +120,10 @@ def test_another_backend_is_a_change_where_something_is_trained(run):
 def test_a_change_is_refused_with_the_way_to_accept_it_and_then_recorded_once(run):
     edit(run, finetune__epochs=4)
     with pytest.raises(ResumeError, match=r"(?s)finetune.epochs: 9 -> 4.*--accept-changes"):
-        settle_start(run, accept=False)
+        check_changes_since_start(run, accept=False)
     assert run.record.changes == []
-    settle_start(run, accept=True)
-    settle_start(run, accept=False)
+    check_changes_since_start(run, accept=True)
+    check_changes_since_start(run, accept=False)
     record = json.loads((run.path / "run.json").read_text())
     assert record["changes"][0]["differences"] == ["config.yaml: finetune.epochs: 9 -> 4"]
     assert record["settings"]["finetune"]["epochs"] == 4
@@ -165,32 +165,34 @@ def test_only_the_first_ids_are_listed():
 
 
 def test_other_images_are_refused_and_the_first_list_stays(run):
-    settle_images(run, index(**START), accept=False)
+    check_changed_images(run, index(**START), accept=False)
     for _ in range(2):
         with pytest.raises(ResumeError, match=r"finetune.data: train had 3 images, and has 4: 1 added \(new\)"):
-            settle_images(run, index(train={**START["train"], "new": (0, "9")}, test=START["test"]), accept=False)
-    settle_images(run, index(**START), accept=False)
+            check_changed_images(
+                run, index(train={**START["train"], "new": (0, "9")}, test=START["test"]), accept=False
+            )
+    check_changed_images(run, index(**START), accept=False)
 
 
 def test_a_member_is_compared_with_one_before_it_of_the_same_data(tmp_path, config, run):
-    settle_images(run, index(**START), accept=False)
+    check_changed_images(run, index(**START), accept=False)
     other = with_overrides(config, {"finetune.data.seed": 7}).model_dump(mode="json")
     assert find_sibling(other, [run.path]) is None
     second = create_run(tmp_path / "runs", with_overrides(config, {"experiment.seed": 1}), argv=[])
     second.update(data_like=find_sibling(second.record.settings, [tmp_path, run.path]))
     with pytest.raises(ResumeError, match=rf"since {run.path.name}, a member before it, began"):
-        settle_images(second, index(train=START["train"]), accept=False)
-    settle_images(second, index(train=START["train"]), accept=True)
+        check_changed_images(second, index(train=START["train"]), accept=False)
+    check_changed_images(second, index(train=START["train"]), accept=True)
     # From then on it is compared with its own start.
-    settle_images(second, index(train=START["train"]), accept=False)
+    check_changed_images(second, index(train=START["train"]), accept=False)
 
 
 def test_the_images_of_ef_fer1_are_compared_with_those_of_a_member_before_it(tmp_path, config):
     """data.json is there by then: EF-FER1's data are loaded after those of fine-tuning."""
     keys = {"pretrain": {"data": {"source": "synthetic_scenes"}}}
     first = create_run(tmp_path / "runs", with_overrides(config, keys), argv=[])
-    settle_images(first, index(**START), accept=False)
-    settle_images(first, index(**START), file=PRETRAIN_IMAGES_FILE, accept=False)
+    check_changed_images(first, index(**START), accept=False)
+    check_changed_images(first, index(**START), file=PRETRAIN_IMAGES_FILE, accept=False)
     for seed, more in enumerate(({}, {"pretrain.data.seed": 3})):
         second = create_run(
             tmp_path / "runs", with_overrides(config, {**keys, **more, "experiment.seed": seed + 1}), argv=[]
@@ -199,10 +201,10 @@ def test_the_images_of_ef_fer1_are_compared_with_those_of_a_member_before_it(tmp
         (second.path / "data.json").write_text("{}")
         changed = index(train=START["train"])
         if more:
-            settle_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
+            check_changed_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
         else:
             with pytest.raises(ResumeError, match=f"since {first.path.name}, a member before it, began"):
-                settle_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
+                check_changed_images(second, changed, file=PRETRAIN_IMAGES_FILE, accept=False)
 
 
 def test_a_fold_is_compared_with_another_fold_whatever_part_an_image_is_in(tmp_path, config):
@@ -211,16 +213,16 @@ def test_a_fold_is_compared_with_another_fold_whatever_part_an_image_is_in(tmp_p
         create_run(tmp_path / "runs", with_overrides(config, {**keys, "finetune.data.fold": fold}), argv=[])
         for fold in (0, 1)
     )
-    settle_images(first, index(**START), accept=False)
+    check_changed_images(first, index(**START), accept=False)
     second.update(data_like=find_sibling(second.record.settings, [first.path]))
     with pytest.raises(ResumeError, match=r"the data had 4 images, and has 4: 1 with other pixels \(d\)"):
-        settle_images(
+        check_changed_images(
             second, index(train={"b": (1, "2"), "d": (1, "0")}, test={"a": (0, "1"), "c": (0, "3")}), accept=False
         )
     turned = index(
         train={name: START["train"][name] for name in ("b", "c")} | START["test"], test={"a": START["train"]["a"]}
     )
-    settle_images(second, turned, accept=False)
+    check_changed_images(second, turned, accept=False)
     # With its own start the splits are compared as well.
     with pytest.raises(ResumeError, match=r"moved here from"):
-        settle_images(second, index(**START), accept=False)
+        check_changed_images(second, index(**START), accept=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.serve.models import ServedModel
-from dlfer.serve.pool import BATCH_IMAGES, Batcher, Work
+from dlfer.serve.pool import BATCH_IMAGES, Batcher, PredictionTask
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def make(value: int, faces: str | None = None) -> np.ndarray:
 
 def test_what_waits_is_predicted_in_one_call_and_each_gets_its_own(batcher, model, engine):
     works = [
-        Work(model, [make(20), make(220)]),
-        Work(model, [make(127)]),
-        Work(model, [make(255, "auto"), make(9, "auto")], "auto"),
+        PredictionTask(model, [make(20), make(220)]),
+        PredictionTask(model, [make(127)]),
+        PredictionTask(model, [make(255, "auto"), make(9, "auto")], "auto"),
     ]
     futures = [batcher.submit(work) for work in works]
     batcher.start()
@@ -52,7 +52,7 @@ def test_what_waits_is_predicted_in_one_call_and_each_gets_its_own(batcher, mode
 
 
 def test_a_batch_has_an_end(batcher, model, engine):
-    futures = [batcher.submit(Work(model, [make(20)])) for _ in range(BATCH_IMAGES + 3)]
+    futures = [batcher.submit(PredictionTask(model, [make(20)])) for _ in range(BATCH_IMAGES + 3)]
     batcher.start()
     for future in futures:
         future.result(10)
@@ -60,7 +60,7 @@ def test_a_batch_has_an_end(batcher, model, engine):
 
 
 def test_what_fails_fails_alone(batcher, model):
-    good, bad = Work(model, [make(255, "auto")], "auto"), Work(model, [make(13, "auto")], "auto")
+    good, bad = PredictionTask(model, [make(255, "auto")], "auto"), PredictionTask(model, [make(13, "auto")], "auto")
     futures = [batcher.submit(work) for work in (good, bad)]
     batcher.start()
     assert futures[0].result(10)[0].num_found == 1
@@ -70,7 +70,7 @@ def test_what_fails_fails_alone(batcher, model):
 
 
 def test_what_nobody_waits_for_is_left_out(batcher, model, engine):
-    gone, kept = batcher.submit(Work(model, [make(1)])), batcher.submit(Work(model, [make(2)]))
+    gone, kept = batcher.submit(PredictionTask(model, [make(1)])), batcher.submit(PredictionTask(model, [make(2)]))
     gone.cancel()
     batcher.start()
     kept.result(10)
@@ -79,7 +79,7 @@ def test_what_nobody_waits_for_is_left_out(batcher, model, engine):
 
 def test_stop_finishes_what_was_handed_over(model):
     batcher = Batcher(window=0.0)
-    futures = [batcher.submit(Work(model, [make(20)])) for _ in range(5)]
+    futures = [batcher.submit(PredictionTask(model, [make(20)])) for _ in range(5)]
     batcher.start()
     batcher.stop()
     assert all(future.done() for future in futures)

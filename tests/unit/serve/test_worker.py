@@ -12,7 +12,14 @@ from PIL import Image
 
 from dlfer.predict.media import read_image
 from dlfer.serve.limits import Limits, Refusal
-from dlfer.serve.worker import decode_base64, decode_picture, measure_pictures, read_tensor, set_apart, split_form
+from dlfer.serve.worker import (
+    decode_base64,
+    decode_picture,
+    extract_large_parts,
+    measure_pictures,
+    read_tensor,
+    split_form,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,20 +35,20 @@ from dlfer.serve.worker import decode_base64, decode_picture, measure_pictures, 
     ],
 )
 def test_what_is_small_stays(body):
-    rest, spans = set_apart(body)
+    rest, spans = extract_large_parts(body)
     assert (json.loads(rest), spans) == (json.loads(body), [])
 
 
 @pytest.mark.parametrize("body", [b'{"face": 1 2}', b'{"crops": tr ue}', b"[1 true]"])
 def test_literals_beside_each_other_do_not_become_one(body):
-    rest, _ = set_apart(body)
+    rest, _ = extract_large_parts(body)
     with pytest.raises(json.JSONDecodeError):
         json.loads(rest)
 
 
 def test_arrays_and_long_texts_are_set_apart():
     body = b'{"inputs": [{"data" : [[1, 2],\n[3,4]] , "base64": "' + b"a\\n" * 1000 + b'"}], "data": [7]}'
-    rest, spans = set_apart(body)
+    rest, spans = extract_large_parts(body)
     assert json.loads(rest) == {"inputs": [{"data": ["@0"], "base64": "@1"}], "data": ["@2"]}
     assert [body[slice(*span)] for span in spans] == [b"[[1, 2],\n[3,4]]", b"a\\n" * 1000, b"[7]"]
 
@@ -51,7 +58,7 @@ def test_long_texts_that_are_no_picture_are_refused(before):
     with pytest.raises(
         Refusal, match="has 3,000 bytes; expected at most 2,046, except under base64 and data"
     ) as refused:
-        set_apart(before + b'"' + b"a" * 3000 + b'"')
+        extract_large_parts(before + b'"' + b"a" * 3000 + b'"')
     assert refused.value.status == 400
 
 

@@ -19,7 +19,7 @@ from dlfer.metrics.predictions import Predictions, read_predictions, write_predi
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
-from dlfer.report.sweep import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
+from dlfer.report.sweep import MAX_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.runs.comparison_record import BestCell, BestCells, ComparisonRecord, SeedEstimate
 from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.metrics_record import Metrics
@@ -387,8 +387,8 @@ def test_roc_has_a_panel_for_each_cell_and_all_means_in_one():
 
 def test_as_many_mean_curves_as_are_drawn_look_different():
     _, macro = compute_class_rocs(make_predictions("test", 60, 0))
-    lines = draw_macro_rocs([(f"cell {i}", macro) for i in range(MOST_ROWS)]).axes[0].get_lines()[1:]
-    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == MOST_ROWS
+    lines = draw_macro_rocs([(f"cell {i}", macro) for i in range(MAX_ROWS)]).axes[0].get_lines()[1:]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == MAX_ROWS
 
 
 @pytest.mark.slow

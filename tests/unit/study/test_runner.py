@@ -89,7 +89,9 @@ def test_several_at_a_time_write_their_talk_to_files(make_task):
 
 
 def test_tasks_of_one_kinship_share_a_process(make_task):
-    tasks = [make_task(dropout, kinship=kinship) for dropout, kinship in ((0.1, "a"), (0.2, "a"), (0.3, "b"))]
+    tasks = [
+        make_task(dropout, process_key=process_key) for dropout, process_key in ((0.1, "a"), (0.2, "a"), (0.3, "b"))
+    ]
     source = Source(*tasks)
     run(source)
     assert [ending.status for ending in source.endings.values()] == ["finished"] * 3
@@ -100,7 +102,7 @@ def test_tasks_of_one_kinship_share_a_process(make_task):
 @pytest.mark.slow
 def test_a_shared_process_that_fails_is_followed_by_another(make_task, fake_child):
     fake_child |= {"0.1": {"do": "fail"}, "0.2": {"do": "die once"}}
-    source = Source(*(make_task(dropout, kinship="a") for dropout in (0.3, 0.1, 0.2)))
+    source = Source(*(make_task(dropout, process_key="a") for dropout in (0.3, 0.1, 0.2)))
     run(source)
     assert [ending.status for ending in source.endings.values()] == ["finished", "failed", "finished"]
 

@@ -24,7 +24,7 @@ from dlfer.train.boosting import (
     STATE,
     TREES,
     Extraction,
-    Rows,
+    TreeData,
     compute_features_digest,
     compute_importance,
     extract_features,
@@ -38,11 +38,11 @@ NUM_LABELS = 3
 PLAIN = BoostingConfig(max_depth=1, learning_rate=1.0, reg_lambda=0.0, gamma=0.0, min_child_weight=0.0, colsample=1.0)
 
 
-def draw_rows(count: int = 200, features: int = 12, *, seed: int = 0) -> Rows:
+def draw_rows(count: int = 200, features: int = 12, *, seed: int = 0) -> TreeData:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(count, features)).astype(np.float32)
     targets = (values[:, :NUM_LABELS] + rng.normal(size=(count, NUM_LABELS))).argmax(axis=1)
-    return Rows(values, targets, compute_class_weights(np.bincount(targets))[targets])
+    return TreeData(values, targets, compute_class_weights(np.bincount(targets))[targets])
 
 
 def make_job(folder: Path, *, listener: TrainingListener | None = None, **stage) -> StageJob:
@@ -73,7 +73,7 @@ def test_listeners_hear_each_round_and_each_epoch(tmp_path):
     assert heard == [*first, ("finetune", 2, 1, 2), ("finetune", 2, 2, 2), ("finetune", 2, losses[1])]
 
 
-def grow_one_split(config: BoostingConfig, rows: Rows) -> list[dict]:
+def grow_one_split(config: BoostingConfig, rows: TreeData) -> list[dict]:
     """Return the first tree of each class, as XGBoost dumps it, with its gain."""
     xgb = import_xgboost()
     matrix = xgb.DMatrix(rows.features, label=rows.targets, weight=rows.weights)
@@ -92,7 +92,7 @@ def test_split_gain_and_leaf_weights_are_those_of_the_formulas(reg_lambda, learn
     weights = np.array([1, 2, 1, 1, 3, 1, 0.5], np.float32)
     normalize = NormalizeConfig(leaves=leaves)
     config = PLAIN.model_copy(update={"reg_lambda": reg_lambda, "learning_rate": learning_rate, "normalize": normalize})
-    tree = grow_one_split(config, Rows(values, targets, weights))[2]
+    tree = grow_one_split(config, TreeData(values, targets, weights))[2]
     p = 1 / NUM_LABELS
     first = weights * (p - (targets == 2))
     second = weights * 2 * p * (1 - p)
@@ -167,8 +167,8 @@ def test_a_row_of_weight_two_is_that_row_twice():
     rows = draw_rows(60)
     twice = np.r_[np.arange(60), np.flatnonzero(rows.targets == 0)]
     weights = np.where(rows.targets == 0, 2.0, 1.0).astype(np.float32)
-    weighted = grow_one_split(PLAIN, Rows(rows.features, rows.targets, weights))
-    repeated = grow_one_split(PLAIN, Rows(rows.features[twice], rows.targets[twice]))
+    weighted = grow_one_split(PLAIN, TreeData(rows.features, rows.targets, weights))
+    repeated = grow_one_split(PLAIN, TreeData(rows.features[twice], rows.targets[twice]))
     for one, other in zip(weighted, repeated, strict=True):
         assert one["split"] == other["split"]
         assert [c["leaf"] for c in one["children"]] == pytest.approx([c["leaf"] for c in other["children"]], rel=1e-5)
@@ -355,7 +355,7 @@ class StopInFeatures(TrainingListener):
         super().__init__()
         self.control, self.told = control, []
 
-    def finish_part(self, what: str, done: int, total: int) -> None:
+    def report_progress(self, what: str, done: int, total: int) -> None:
         self.told.append((what, done, total))
         if done == 16:
             self.control.request("SIGTERM")
@@ -375,7 +375,7 @@ def test_features_that_were_stopped_go_on_where_they_stood(tmp_path):
 
 
 class DieInFeatures(TrainingListener):
-    def finish_part(self, what: str, done: int, total: int) -> None:
+    def report_progress(self, what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
 

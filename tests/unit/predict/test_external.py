@@ -8,8 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlfer.errors import ModelError, UserError
 from dlfer.model.weights_file import check_keras_file
-from dlfer.predict import foreign
-from dlfer.predict.foreign import open_foreign, parse_input, to_probabilities
+from dlfer.predict.external import open_external, parse_input, to_probabilities
 
 RNG = np.random.default_rng(3)
 
@@ -113,7 +112,7 @@ def test_an_onnx_file_answers_for_any_number_of_images(tmp_path, number, batch, 
     shape = [batch, 1, 6, 6] if layout == "nchw" else [batch, 6, 6, 1]
     kernel = write_onnx(tmp_path / "m.onnx", shape)
     images = draw_images(number)
-    model = open_foreign(tmp_path / "m.onnx", parse_input("6x6 gray /255"), 3)
+    model = open_external(tmp_path / "m.onnx", parse_input("6x6 gray /255"), 3)
     assert (model.runtime, model.batch) == ("ONNX Runtime", None if batch == "N" else batch)
     expected = images.reshape(number, -1) / np.float32(255) @ kernel
     assert np.allclose(model.compute_outputs(images), expected, atol=1e-5)
@@ -123,7 +122,7 @@ def test_an_onnx_file_answers_for_any_number_of_images(tmp_path, number, batch, 
 def test_colours_and_layout_reach_an_onnx_file(tmp_path):
     kernel = write_onnx(tmp_path / "m.onnx", ["N", 3, 6, 6])
     images = draw_images(4, channels=3)
-    found = open_foreign(tmp_path / "m.onnx", parse_input("6x6 bgr -1..1"), 3).compute_outputs(images)
+    found = open_external(tmp_path / "m.onnx", parse_input("6x6 bgr -1..1"), 3).compute_outputs(images)
     expected = (images[..., ::-1].transpose(0, 3, 1, 2) / 127.5 - 1).reshape(4, -1) @ kernel
     assert np.allclose(found, expected, atol=1e-4)
 
@@ -132,7 +131,7 @@ def test_colours_and_layout_reach_an_onnx_file(tmp_path):
 def test_an_onnx_file_of_another_dtype(tmp_path, kind, dtype):
     kernel = write_onnx(tmp_path / "m.onnx", ["N", 6, 6, 1], kind=kind)
     images = draw_images(3)
-    found = open_foreign(tmp_path / "m.onnx", parse_input("6x6 gray 0..255"), 3).compute_outputs(images)
+    found = open_external(tmp_path / "m.onnx", parse_input("6x6 gray 0..255"), 3).compute_outputs(images)
     assert np.allclose(found, images.astype(dtype).astype(np.float32).reshape(3, -1) @ kernel, rtol=1e-3, atol=1e-3)
 
 
@@ -159,7 +158,7 @@ def test_an_onnx_file_of_another_dtype(tmp_path, kind, dtype):
 def test_a_file_that_takes_something_else_is_refused(tmp_path, given, text, num_labels, message):
     write_onnx(tmp_path / "m.onnx", **given)
     with pytest.raises(ModelError, match=message):
-        open_foreign(tmp_path / "m.onnx", parse_input(text), num_labels)
+        open_external(tmp_path / "m.onnx", parse_input(text), num_labels)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".h5", ".hdf5", ".keras"])
@@ -169,7 +168,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, suffix, contents):
     if contents is not None:
         path.write_bytes(contents)
     with pytest.raises(ModelError, match=f"m{suffix}: "):
-        open_foreign(path, parse_input("6x6 gray /255"), 3)
+        open_external(path, parse_input("6x6 gray /255"), 3)
 
 
 def build_keras(**options) -> keras.Model:
@@ -188,11 +187,11 @@ def test_files_of_keras(tmp_path, name):
     network = build_keras(activation="softmax")
     network.save(tmp_path / name)
     images = draw_images(5)
-    model = open_foreign(tmp_path / name, parse_input("6x6 gray -1..1"), 3)
+    model = open_external(tmp_path / name, parse_input("6x6 gray -1..1"), 3)
     expected = np.asarray(network(images.astype(np.float32) / 127.5 - 1))
     assert np.allclose(model.compute_outputs(images), expected, atol=1e-5)
     with pytest.raises(ModelError, match=r"expected one of \[N, 4\]"):
-        open_foreign(tmp_path / name, parse_input("6x6 gray -1..1"), 4)
+        open_external(tmp_path / name, parse_input("6x6 gray -1..1"), 4)
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m.keras"])
@@ -200,7 +199,7 @@ def test_a_file_of_keras_with_code_is_refused_before_anything_is_built(tmp_path,
     layers = [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Lambda(lambda x: x[:, :3])]
     keras.Sequential(layers).save(tmp_path / name)
     with pytest.raises(ModelError, match="Lambda, which is Python code"):
-        open_foreign(tmp_path / name, parse_input("6x6 gray /255"), 3)
+        open_external(tmp_path / name, parse_input("6x6 gray /255"), 3)
 
 
 def test_weights_alone_are_no_model(tmp_path):
@@ -222,11 +221,11 @@ def test_a_litert_file(tmp_path, is_quantised):
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.uint8
     (tmp_path / "m.tflite").write_bytes(converter.convert())
-    model = open_foreign(tmp_path / "m.tflite", parse_input("6x6 gray /255"), 3)
+    model = open_external(tmp_path / "m.tflite", parse_input("6x6 gray /255"), 3)
     expected = np.asarray(network(images / np.float32(255)))
     assert np.allclose(model.compute_outputs(images), expected, atol=0.1 if is_quantised else 1e-5)
     with pytest.raises(ModelError, match="which is not --input"):
-        open_foreign(tmp_path / "m.tflite", parse_input("6x6 rgb /255"), 3)
+        open_external(tmp_path / "m.tflite", parse_input("6x6 rgb /255"), 3)
 
 
 def test_outputs_become_probabilities_only_as_they_are_said_to_be():
@@ -246,7 +245,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
     network = build_keras()
     network.layers[-1].bias.assign([np.nan, 0, 0])
     network.save(tmp_path / "m.keras")
-    model = open_foreign(tmp_path / "m.keras", parse_input("6x6 gray /255"), 3)
+    model = open_external(tmp_path / "m.keras", parse_input("6x6 gray /255"), 3)
     with pytest.raises(ModelError, match="NaN or infinite for 2 of 2 images"):
         model.compute_outputs(draw_images(2))
 
@@ -280,7 +279,7 @@ def test_a_file_that_takes_one_image_at_a_time_whatever_it_says_is_given_one(tmp
     images = draw_images(5)
     expected = (images / np.float32(255)).reshape(5, 36) @ kernel
     for name in ("fixed", "mean"):
-        opened = open_foreign(tmp_path / f"{name}.onnx", parse_input("6x6 gray /255"), 3)
+        opened = open_external(tmp_path / f"{name}.onnx", parse_input("6x6 gray /255"), 3)
         assert opened.batch == 1
         np.testing.assert_allclose(opened.compute_outputs(images), expected, atol=1e-5)
 
@@ -299,8 +298,8 @@ def test_what_a_runtime_cannot_answer_names_the_file_and_the_description(tmp_pat
     with pytest.raises(
         ModelError, match=r'a.onnx: cannot answer arrays of the shape \[1, 6, 6, 1\] that --input "6x6 gray /255 nhwc"'
     ):
-        open_foreign(tmp_path / "a.onnx", parse_input("6x6 gray /255 nhwc"), 3)
-    assert open_foreign(tmp_path / "a.onnx", parse_input("6x6 rgb /255 nhwc"), 3).batch is None
+        open_external(tmp_path / "a.onnx", parse_input("6x6 gray /255 nhwc"), 3)
+    assert open_external(tmp_path / "a.onnx", parse_input("6x6 rgb /255 nhwc"), 3).batch is None
 
 
 def test_rows_of_a_softmax_in_eight_bits_are_probabilities():
@@ -317,6 +316,6 @@ def test_numbers_far_beyond_what_a_litert_file_takes_are_refused():
     detail = {"dtype": np.uint8, "quantization": (1 / 255, 0)}
     given = parse_input("6x6 gray 0..255")
     with pytest.raises(ModelError, match="makes numbers from 0 to 255, and the file takes 0 to 1"):
-        foreign._quantise("m.tflite", given, detail, np.array([0.0, 255.0]))
+        external._quantise("m.tflite", given, detail, np.array([0.0, 255.0]))
     # A little is cut off where a file was calibrated on other images.
-    assert foreign._quantise("m.tflite", given, detail, np.array([0.0, 1.05])).tolist() == [0, 255]
+    assert external._quantise("m.tflite", given, detail, np.array([0.0, 1.05])).tolist() == [0, 255]

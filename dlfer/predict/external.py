@@ -134,7 +134,7 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ForeignModel:
+class ExternalModel:
     """An external model that has been opened.
 
     Attributes:
@@ -234,7 +234,7 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
     return (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> ForeignModel:
+def open_external(path: Path | str, given: InputDescription, num_labels: int) -> ExternalModel:
     """Open an external model, and check it against the described input and the number of labels.
 
     Args:
@@ -330,7 +330,7 @@ def _to_integers(path: Path, given: InputDescription, dtype: np.dtype, images: n
     return images.astype(np.uint8)
 
 
-def _open_onnx(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:
+def _open_onnx(path: Path, given: InputDescription, num_labels: int) -> ExternalModel:
     check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -352,10 +352,10 @@ def _open_onnx(path: Path, given: InputDescription, num_labels: int) -> ForeignM
         arranged = _arrange(images, layout).astype(dtype)
         return _check_outputs(path, session.run([name], {inputs[0].name: arranged})[0], num_labels)
 
-    return ForeignModel(path, given, "ONNX Runtime", answer, batch)
+    return ExternalModel(path, given, "ONNX Runtime", answer, batch)
 
 
-def _open_litert(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:
+def _open_litert(path: Path, given: InputDescription, num_labels: int) -> ExternalModel:
     litert = import_extra("ai_edge_litert.interpreter")
     with keep_back_stderr():
         interpreter = litert.Interpreter(model_path=str(path))
@@ -378,7 +378,7 @@ def _open_litert(path: Path, given: InputDescription, num_labels: int) -> Foreig
         scale, zero = output["quantization"]
         return _check_outputs(path, (found.astype(np.float32) - zero) * scale if scale else found, num_labels)
 
-    return ForeignModel(path, given, "LiteRT", answer, batch)
+    return ExternalModel(path, given, "LiteRT", answer, batch)
 
 
 def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], images: np.ndarray) -> np.ndarray:
@@ -399,7 +399,7 @@ def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], image
     return np.clip(steps, limits.min, limits.max).astype(dtype)
 
 
-def _open_keras(path: Path, given: InputDescription, num_labels: int) -> ForeignModel:
+def _open_keras(path: Path, given: InputDescription, num_labels: int) -> ExternalModel:
     """Open a model of Keras' built-in layers; its configuration is checked before anything is built from it."""
     from dlfer.model.weights_file import check_keras_file
 
@@ -416,4 +416,4 @@ def _open_keras(path: Path, given: InputDescription, num_labels: int) -> Foreign
     def answer(images: np.ndarray) -> np.ndarray:
         return _check_outputs(path, single.predict_on_batch(_arrange(images, layout)), num_labels)
 
-    return ForeignModel(path, given, f"Keras on {keras.backend.backend()}", answer, batch)
+    return ExternalModel(path, given, f"Keras on {keras.backend.backend()}", answer, batch)
