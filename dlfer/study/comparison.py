@@ -293,8 +293,8 @@ class MemberSource(Source):
         member.status = "running"
         self._save()
 
-        kinship = describe_process(member.run.config()) if self.rules.shares_processes else ""
-        task = Task(title, member.run, kinship=kinship)
+        process_key = describe_process(member.run.config()) if self.rules.shares_processes else ""
+        task = Task(title, member.run, process_key=process_key)
         self.active[task] = member
         return task
 

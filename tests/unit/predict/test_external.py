@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlfer.errors import ModelError, UserError
 from dlfer.model.weights_file import check_keras_file
+from dlfer.predict import external
 from dlfer.predict.external import open_external, parse_input, to_probabilities
 
 RNG = np.random.default_rng(3)

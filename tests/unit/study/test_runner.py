@@ -88,7 +88,7 @@ def test_several_at_a_time_write_their_talk_to_files(make_task):
     assert all((task.run.path / "console.txt").exists() for task in tasks)
 
 
-def test_tasks_of_one_kinship_share_a_process(make_task):
+def test_tasks_of_one_process_key_share_a_process(make_task):
     tasks = [
         make_task(dropout, process_key=process_key) for dropout, process_key in ((0.1, "a"), (0.2, "a"), (0.3, "b"))
     ]
