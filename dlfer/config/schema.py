@@ -277,9 +277,7 @@ class StageConfig(Section):
         return self
 
     def list_unused_keys(self) -> list[str]:
-        """Return the keys that are set but have no effect, each with its value and the reason.
-
-        For example: "schedule.restarts 2 (the schedule is constant)"."""
+        """Return the keys that are set but have no effect, e.g. "schedule.restarts 2 (the schedule is constant)"."""
         schedule, optimizer, augment = self.schedule, self.optimizer, self.augment
         of_schedule = f"the schedule is {schedule.name}"
         is_warped = augment.rotation or augment.zoom or augment.shift
