@@ -8,9 +8,9 @@
 
 `predict` writes the same files as `dlfer evaluate FILE --predictions`, for all models in one process: for PublicTest,
 and for rows of Training that are drawn with seed 0. `table` prints the rows of results/leaderboard.md and writes the
-metrics of each model as JSON; any other predictions file in PREDICTIONS/PublicTest also becomes a row. Two columns
-indicate whether a network was trained on these images: its accuracy on Training, and how often it predicts FER2013's
-label for images to which most of FER+'s ten annotators gave another one.
+metrics of each model as JSON; any other predictions file in PREDICTIONS/PublicTest also becomes a row. With --votes, a
+further table shows two signs that a network was trained on these images: its accuracy on Training, and how often it
+predicts FER2013's label for images to which most of FER+'s ten annotators gave another one.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of training images. The geometric ones are combined to one affine warp, with one interpolation."""
+    """Random changes of training images. The geometric ones are combined into one affine warp, with one interpolation."""
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Degrees, uniform in -rotation..rotation."""

@@ -96,7 +96,7 @@ class MemberConfig(Section):
 
 
 class EnsembleConfig(Section):
-    """Several classifiers combined to one (family ensemble)."""
+    """Several classifiers combined into one (family ensemble)."""
 
     members: Annotated[tuple[MemberConfig, ...], Field(min_length=2)]
     combine: Literal[names.COMBINATIONS] = "average"

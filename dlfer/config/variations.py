@@ -157,7 +157,7 @@ def _list_values(axis: str, values: Any, grid: Mapping[str, Any]) -> list[_Value
 
 
 def _combine(chosen: Mapping[str, _Value], *, has_pretrain: bool) -> Cell:
-    """Combine one value of every axis to a cell, without the keys below a section that is null in it."""
+    """Combine one value of every axis into a cell, without the keys below a section that is null in it."""
     everything = {key: item for value in chosen.values() for key, item in value.overrides.items()}
     absent = [key for key, value in everything.items() if value is None]
     if not has_pretrain and "pretrain" not in everything:
