@@ -1,14 +1,15 @@
-"""How the audit of a data set grows with its size, in time and in memory, and whether it finds the duplicates at each.
+"""Growth of the time and memory of an audit with the size of the data, and whether it finds all duplicates.
 
     python benchmarks/audit_growth.py                                     # 35,887, 100,000 and 300,000 rows
     python benchmarks/audit_growth.py 2000 4000 --rounds 1
     OMP_NUM_THREADS=1 python benchmarks/audit_growth.py 100000 300000 1000000 --search --rounds 1
 
-The rows are drawn: mixtures of drawn faces under soft random light, so that all are alike as faces are and none is nearly
-another. A hundredth of them stands in PublicTest and has a duplicate in Training: byte for byte, in other light with a
-little noise, or flipped; each kind a third. With --search the search for near and flipped duplicates alone is timed, among
-signatures without their images: 1,000,000 rows need 2.4 GB. Each size is a process of its own, by turns, as peak memory
-needs it; on Linux. The exponent is the slope of a line through the logarithms: 1 is linear growth, 2 quadratic.
+The rows are synthetic: mixtures of drawn faces under soft random light, which resemble each other as faces do, without
+near duplicates. One percent of the rows are images of PublicTest with a duplicate in Training: one third each is exact,
+brighter or darker with a little noise, or flipped. With --search, only the search for near and flipped duplicates is
+timed, on signatures without the images: 1,000,000 rows need 2.4 GB. Each measurement is a process of its own, since it
+includes peak memory, and the sizes take turns. It needs Linux. The exponent is the slope of a line fitted to the
+logarithms: 1 is linear growth, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ NUM_FACES = 256
 
 
 def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [N, 48, 48, 1] of which no two are duplicates."""
+    """Return random face-like images, uint8 [N, 48, 48, 1], without duplicates."""
     from dlfer.config.names import FER2013_LABELS
     from dlfer.data.synthetic.faces import draw_face
 
     drawn = [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(-1) for number in range(NUM_FACES)]
     faces = np.array(drawn, np.float32)
-    # Soft light: every pixel is a weighted mean of a few random values.
+    # Soft light: bilinear interpolation of a coarse grid of random values.
     places = (np.arange(SIDE) + 0.5) * COARSE / SIDE - 0.5
     taps = np.maximum(0, 1 - np.abs(places.clip(0, COARSE - 1)[:, None] - np.arange(COARSE))).astype(np.float32)
     rows = np.empty((num_rows, SIDE, SIDE, 1), np.uint8)
@@ -50,7 +51,7 @@ def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_duplicates(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [N, 48, 48, 1], duplicates of `images`: the kinds of KINDS by turns."""
+    """Return duplicates of `images`, uint8 [N, 48, 48, 1], whose kinds alternate in the order of KINDS."""
     duplicates = images.astype(np.float32)
     factor = rng.uniform(0.8, 1.0, (len(images), 1, 1, 1)).astype(np.float32)
     changed = (duplicates - 128) * factor + 128 + rng.normal(0, 2, duplicates.shape).astype(np.float32)
@@ -60,18 +61,18 @@ def make_duplicates(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def forget_peak() -> None:
-    """Let the kernel count the most memory from now on."""
+    """Reset the kernel's record of this process's peak memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_peak() -> float:
-    """Return the most megabytes that this process has held, since it was forgotten."""
+    """Return the peak resident memory of this process in megabytes, since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def tell_cost(start: float, cpu: float, before: float, *, num_duplicates: int) -> dict:
-    """Return what was spent since `start` and `cpu`, on both clocks and in memory, and how many duplicates of each kind there are."""
+    """Return the wall and CPU time since `start` and `cpu`, the memory, and the number of duplicates of each kind."""
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
@@ -82,7 +83,7 @@ def tell_cost(start: float, cpu: float, before: float, *, num_duplicates: int) -
 
 
 def audit(num_rows: int, seed: int) -> dict:
-    """Audit so many rows in this process; return time, memory and what was found."""
+    """Audit `num_rows` rows in this process, and return the time, the memory and the numbers of found duplicates."""
     from dlfer.config.names import FER2013_LABELS
     from dlfer.data.audit import audit_splits
     from dlfer.data.bundle import Split
@@ -121,7 +122,7 @@ def audit(num_rows: int, seed: int) -> dict:
 
 
 def search(num_rows: int, seed: int) -> dict:
-    """Look for near and flipped duplicates among the signatures of so many rows; return time, memory and what was found."""
+    """Search the signatures of `num_rows` rows for near and flipped duplicates; return time, memory and numbers."""
     from dlfer.data.duplicates import SIGNATURE_SIDE, compute_signatures, iterate_near_pairs
 
     rng = np.random.default_rng(seed)
@@ -149,7 +150,7 @@ def search(num_rows: int, seed: int) -> dict:
 
 
 def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]:
-    """Return a row for each size, medians over the rounds."""
+    """Return a row for each size, with medians over the rounds."""
     found: dict[int, list[dict]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes:
@@ -162,7 +163,7 @@ def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]
         for key in ("seconds", "survey_seconds", "cpu_seconds", "peak_megabytes", "megabytes_before"):
             row[key] = round(float(np.median([one[key] for one in done])), 2)
         row["megabytes_of_images"] = round(size * SIDE * SIDE / 2**20, 1)
-        # The least that any round found: a duplicate that is missed once is missed.
+        # The minimum over the rounds, so that a duplicate missed in one round counts as missed.
         row |= {"planted": done[0]["planted"], "found": {k: min(one["found"][k] for one in done) for k in KINDS}}
         row["not_planted"] = max(one["not_planted"] for one in done)
         tell_row(row, rows)
@@ -170,7 +171,7 @@ def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]
 
 
 def fit_exponents(rows: list[dict]) -> dict[str, float]:
-    """Return the exponent of growth of time, CPU time, and memory beyond what was held before."""
+    """Return the growth exponents of wall time, CPU time, and the memory in addition to that before the audit."""
     sizes = np.log([row["rows"] for row in rows])
     added = [max(1.0, row["peak_megabytes"] - row["megabytes_before"]) for row in rows]
     grown = {"seconds": [row["seconds"] for row in rows], "cpu_seconds": [row["cpu_seconds"] for row in rows]}

@@ -1,20 +1,22 @@
-"""From 48 x 48 grey faces to augmented 224 x 224 x 3 batches: ours against what others do, images a second.
+"""Speed, in images per second, of turning 48 x 48 grey faces into augmented 224 x 224 x 3 batches: dlfer and others.
 
     python benchmarks/augment_speed.py                                  # the table of results/
     python benchmarks/augment_speed.py --rounds 2 --batches 2 --image-size 96
 
-All ways begin with the same images in the host's memory and end with float batches of the network's size, rotated,
-zoomed, shifted and mirrored alike:
+Each variant starts with the same images in host memory and ends with float batches of the network's input size, with
+the same ranges of rotation, zoom, shift and mirroring:
 
-    ours              what training does: order and a few numbers an image are drawn on the host, one warp in the graph,
-                      which is one kernel for TensorFlow on the CPU, and channels and preprocessing in another
-    warp, then resize the same function at 48 x 48, and a resize after it: cheaper, with a second interpolation
-    generator         Keras' ImageDataGenerator, on images that were resized to 224 x 224 x 3 before (not timed)
-    layers            resize and four random layers of Keras at 224 x 224 x 3, in a tf.data pipeline
-    prediction        what prediction does: resize, three channels, preprocessing; nothing is drawn
-    resize            TensorFlow's resize of one channel alone: the floor
+    ours              as in training: the order and a few numbers per image are drawn on the host; the graph has one
+                      warp, a single kernel with TensorFlow on the CPU, and another kernel for channels and
+                      preprocessing
+    warp, then resize the same warp at 48 x 48, followed by a resize: cheaper, but with a second interpolation
+    generator         Keras' ImageDataGenerator, on images that are resized to 224 x 224 x 3 beforehand (not timed)
+    layers            a resize and four random layers of Keras at 224 x 224 x 3, in a tf.data pipeline
+    prediction        as in prediction: resize, three channels and preprocessing, without random changes
+    resize            only TensorFlow's resize of one channel, as a lower bound
 
-A round is a whole small epoch of each way, its start included, so that nothing that reads ahead works in another's time.
+A round is a complete small epoch of each variant including its start, so that no variant prefetches during another's
+time.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ SIDE = 48
 AUGMENT = {"rotation": 15.0, "zoom": 0.1, "shift": 0.1, "mirror": 0.5}
 
 Epoch = Callable[[], Iterator[np.ndarray]]
-"""Yields the batches of a small epoch, float32 [B, S, S, 3]."""
+"""A function that returns an iterator over the batches of a small epoch, float32 [B, S, S, 3]."""
 
 
 class Ours:
-    """Training's own path, with the warp at one size or another.
+    """The augmentation of dlfer's training, with a warp of selectable size.
 
     Args:
         split: the images.
         batch_size: B.
         image_size: S.
-        warp_size: side at which the warp is sampled; unlike S, a resize follows.
+        warp_size: side at which the warp is sampled; if it differs from S, a resize follows.
     """
 
     def __init__(self, split: Split, *, batch_size: int, image_size: int, warp_size: int) -> None:
@@ -77,7 +79,7 @@ class Ours:
 
 
 def make_generator(images: np.ndarray, batch_size: int) -> Epoch:
-    """Return ImageDataGenerator's epoch over uint8 [N, S, S, 3]."""
+    """Return an epoch of ImageDataGenerator over images, uint8 [N, S, S, 3]."""
     generator = keras.src.legacy.preprocessing.image.ImageDataGenerator(
         rotation_range=AUGMENT["rotation"],
         zoom_range=AUGMENT["zoom"],
@@ -96,7 +98,7 @@ def make_generator(images: np.ndarray, batch_size: int) -> Epoch:
 
 
 def make_layers(images: np.ndarray, batch_size: int, image_size: int) -> Epoch:
-    """Return the epoch of four random layers in tf.data over uint8 [N, 48, 48, 1]."""
+    """Return an epoch of four random Keras layers in tf.data over images, uint8 [N, 48, 48, 1]."""
     given = {"fill_mode": "nearest", "interpolation": "bilinear"}
     layers = keras.Sequential(
         [
@@ -116,7 +118,7 @@ def make_layers(images: np.ndarray, batch_size: int, image_size: int) -> Epoch:
 
 
 def normalise_for_tensorflow(images: np.ndarray, batch_size: int, compute: Callable) -> Epoch:
-    """Return the epoch of a function without random changes over uint8 [N, 48, 48, 1]."""
+    """Return an epoch of a function without random changes over images, uint8 [N, 48, 48, 1]."""
     compiled = tf.function(compute)
 
     def iterate() -> Iterator[np.ndarray]:
@@ -127,7 +129,7 @@ def normalise_for_tensorflow(images: np.ndarray, batch_size: int, compute: Calla
 
 
 def build_ways(images: np.ndarray, batch_size: int, image_size: int) -> dict[str, Epoch]:
-    """Return each way's epoch over uint8 [N, 48, 48, 1]."""
+    """Return the epoch of each variant over images, uint8 [N, 48, 48, 1]."""
     split = Split("Training", images, np.arange(len(images)) % 7, np.arange(len(images)).astype(str))
     sizes = {"batch_size": batch_size, "image_size": image_size}
     layer = FaceInput(image_size, BACKBONES["efficientnet_b3"].preprocessing.as_dict())
@@ -160,7 +162,7 @@ def main() -> None:
         shapes = {batch.shape for batch in way()}
         if shapes != {(given.batch_size, given.image_size, given.image_size, 1 if name == "resize" else 3)}:
             raise ValueError(f"{name}: found batches of {shapes}.")
-    # Nothing is kept of a batch, as in training.
+    # The values in the lists are None: no batch is kept, as in training.
     times = time_by_turns(
         {name: lambda way=way: [None for _ in way()] for name, way in ways.items()}, rounds=given.rounds
     )
@@ -171,7 +173,7 @@ def main() -> None:
             "images_per_second": round(num_images / taken.median, 1),
             "cpu_seconds_per_1000_images": round(1000 * taken.median_cpu / num_images, 3),
         }
-        # How many times as fast as the way is ours.
+        # The time of this variant divided by that of ours.
         tell_row(
             row | {f"ours_to_it_{key}": value for key, value in describe_ratio(times["ours"], taken).items()}, rows
         )

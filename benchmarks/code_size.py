@@ -1,9 +1,9 @@
-"""How is the code divided: files, lines, modules with one importer, lengths of functions, keys of strings?
+"""Statistics of the code: files, lines, modules with one importer, lengths of functions, and string keys in report/.
 
     python benchmarks/code_size.py [--list] [FOLDER]
 
-FOLDER is the root of a clone (default: this one), so that two commits can be compared by two work trees. --list names the
-modules that exactly one other module imports, with their lines.
+FOLDER is the root of a clone (default: this one); use two worktrees to compare two commits. --list prints the modules
+that exactly one other module imports, with their numbers of lines.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_LINES, MAX_PARAMETERS = 50, 7
 
 
 def name_module(path: Path) -> str:
-    """Return the dotted name of a file relative to the folder that holds the package."""
+    """Return the dotted module name of a path, which is relative to the folder of the package."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def list_imports(tree: ast.Module, modules: set[str]) -> Iterator[str]:
-    """Yield the modules of the package that a file imports, also within functions and by `import_module`."""
+    """Yield the names of modules that a file imports, including imports in functions and by `import_module`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
@@ -44,7 +44,7 @@ def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_string_key(node: ast.AST) -> bool:
-    """Return whether a node is x["key"] or x.get("key")."""
+    """Return whether a node has the form x["key"] or x.get("key")."""
     if isinstance(node, ast.Subscript):
         key = node.slice
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
@@ -55,7 +55,7 @@ def is_string_key(node: ast.AST) -> bool:
 
 
 def main() -> None:
-    """Count and print."""
+    """Compute and print the statistics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--list", action="store_true")

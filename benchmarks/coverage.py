@@ -1,25 +1,25 @@
-"""How often does each interval of metrics.json that is called 95 % contain the true value?
+"""Coverage of the 95 % intervals of metrics.json: how often each contains the true value, by simulation.
 
     python benchmarks/coverage.py                                      # all metrics, about 20 minutes on one core
     python benchmarks/coverage.py --n 150 --replicates 300 --metrics macro_f1,per_class.Disgust --scenarios usual
 
-Test sets of n images are drawn again and again from a population whose metrics are known, each is given to
-`compute_scores` and `compute_group_scores`, and every interval that is found in what they return is compared with
-the value of the whole population. A new metric with an interval is therefore included without a change here.
+Test sets of n images are drawn repeatedly from a population with known metrics. `compute_scores` and
+`compute_group_scores` evaluate each test set, and every interval in their results is compared with the value of the
+whole population. A new metric with an interval is therefore included without a change of this file.
 
-The population: images are independent, their classes have FER2013's proportions (Training: Angry 3,995, Disgust 436,
+The population: images are independent, with the class proportions of FER2013 (Training: Angry 3,995, Disgust 436,
 Fear 4,097, Happy 7,215, Sad 4,830, Surprise 3,171, Neutral 4,965), so that the number of images of a class in a test
-set is random. An image has seven features, normal with variance 1 about the prototype of its class; prototypes of
-classes that people confuse lie close together, and Disgust lies close to Angry. The classifier answers with the
-posterior of this model, raised to the power 1/temperature:
+set is random. An image has seven features, normal with variance 1 around the prototype of its class; prototypes of
+classes that people confuse are close together, and Disgust is close to Angry. The classifier predicts the posterior of
+this model, raised to the power 1/temperature and normalised:
 
     usual       accuracy about 0.70, recall of Disgust about 0.5, overconfident (temperature 0.7)
     good        accuracy about 0.95
     poor        accuracy about 0.40, recall of Disgust about 0.1
-    calibrated  as usual with temperature 1: the true calibration error is 0
+    calibrated  like usual with temperature 1: the true calibration error is 0
 
-The true values are those of a sample of 1,000,000 images. A test set without an image of some class is a sample of
-the population without this class, since the images are independent; its intervals are compared with the values there.
+The true values are computed on a sample of 1,000,000 images. A test set without images of some class is a sample of the
+population without this class, since images are independent; its intervals are compared with that population's values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COUNTS = {
     **{"Angry": 3995, "Disgust": 436, "Fear": 4097, "Happy": 7215},
     **{"Sad": 4830, "Surprise": 3171, "Neutral": 4965},
 }
-"""Images of each class in FER2013's Training."""
+"""Number of images of each class in FER2013's Training."""
 
 LABELS = tuple(COUNTS)
 
@@ -58,10 +58,10 @@ CONFUSED = {
     ("Sad", "Neutral"): 0.45,
     ("Happy", "Neutral"): 0.2,
 }
-"""What the prototypes of two classes have in common; 1 is a class's own feature."""
+"""The value of a class's prototype in the feature of the other class; in its own feature it is 1."""
 
 SCENARIOS = {
-    # distance of the prototypes, of Disgust's relative to that, temperature of the answers
+    # scale of the prototypes, that of Disgust relative to it, temperature of the predictions
     "usual": (2.05, 1.35, 0.7),
     "good": (4.0, 1.0, 0.7),
     "poor": (0.92, 1.8, 0.7),
@@ -71,15 +71,15 @@ SCENARIOS = {
 SIZES = (150, 300, 1000, 3589)
 POPULATION = 1_000_000
 TEMPERATURE, THRESHOLD = 1.3, 0.6
-"""Given to `compute_scores` as fitted and chosen on other images."""
+"""Passed to `compute_scores` as if they had been fitted and selected on other images."""
 
 
 class Population:
-    """The images and the classifier of a scenario, and the true value of each metric.
+    """A scenario's population of images with its classifier, and the true value of each metric.
 
     Args:
         scenario: a key of SCENARIOS.
-        size: number of images behind the true values.
+        size: number of images from which the true values are computed.
     """
 
     def __init__(self, scenario: str, *, size: int = POPULATION) -> None:
@@ -95,7 +95,7 @@ class Population:
         self._values: dict[tuple[int, ...], dict[str, float]] = {}
 
     def draw(self, n: int, generator: np.random.Generator) -> Predictions:
-        """Return the answers to n new images."""
+        """Return the predictions of n new images."""
         targets = generator.choice(len(LABELS), n, p=self._shares)
         features = self._prototypes[targets] + generator.normal(size=(n, len(LABELS)))
         logits = features @ self._prototypes.T - 0.5 * (self._prototypes**2).sum(axis=1) + np.log(self._shares)
@@ -105,14 +105,14 @@ class Population:
 
     @cached_property
     def everyone(self) -> Predictions:
-        """The sample that the true values are taken from."""
+        """The sample from which the true values are computed."""
         return self.draw(self._size, np.random.default_rng(20_13))
 
     def find_values(self, classes: tuple[int, ...]) -> dict[str, float]:
-        """Return path -> true value among the images of `classes`."""
+        """Return path -> true value in the population restricted to `classes`."""
         if classes not in self._values:
             kept = np.isin(self.everyone.targets, classes)
-            # Rare; a smaller sample will do.
+            # Test sets without some class are rare, so a smaller sample is sufficient.
             sample = self.everyone if kept.all() else self.everyone.take(np.flatnonzero(kept)[:300_000])
             found = score(sample, generator=np.random.default_rng(0))
             self._values[classes] = {path: figure["value"] for path, figure in iterate_intervals(found)}
@@ -120,7 +120,7 @@ class Population:
 
     @cached_property
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Kind of confidence -> (confidences in rising order, number of right answers up to each, from 0)."""
+        """Kind of confidence -> (confidences in rising order, cumulative number of correct predictions from 0)."""
         rows = np.arange(self._size), self.everyone.predicted
         kinds = {
             "raw": self.everyone.probabilities[rows].astype(np.float64),
@@ -133,16 +133,16 @@ class Population:
         }
 
     def find_accuracy(self, kind: str, low: float, high: float) -> float:
-        """Return the accuracy of the images whose confidence lies in low..high."""
+        """Return the accuracy of the images whose confidence is in [low, high); NaN if there are none."""
         confidences, right = self.curves[kind]
         first, last = np.searchsorted(confidences, [low, high])
         return (right[last] - right[first]) / (last - first) if last > first else np.nan
 
 
 def score(predictions: Predictions, *, generator: np.random.Generator) -> dict[str, Any]:
-    """Return what metrics.json gives of `predictions`, groups included.
+    """Return the contents of metrics.json for `predictions`, including groups.
 
-    Wrong answers are more frequent in one of two groups of "two"; the groups of "five" do not differ.
+    Of the two groups of the attribute "two", one has more errors; the groups of "five" do not differ.
     """
     scores = compute_scores(predictions, temperature=TEMPERATURE, threshold=THRESHOLD).as_json()
     first = generator.random(len(predictions)) < np.where(predictions.correct, 0.5, 0.35)
@@ -155,10 +155,10 @@ def score(predictions: Predictions, *, generator: np.random.Generator) -> dict[s
 
 
 def iterate_intervals(found: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, {"value", "low", "high", ...}) for each interval of a nested structure.
+    """Yield (path, {"value", "low", "high", ...}) for each interval in a nested structure.
 
-    An interval is a dictionary with the keys low and high, or an entry of "intervals" beside its value. Rows of a
-    list are named by their coverage in percent, where they have one, or by their number.
+    An interval is a dictionary with the keys low and high, or an entry of "intervals" in the same dictionary as its
+    value. An item of a list is named by its coverage in percent, if it has one, or by its index.
     """
     if isinstance(found, list):
         for number, item in enumerate(found):
@@ -180,7 +180,7 @@ def iterate_intervals(found: Any, path: str = "") -> Iterator[tuple[str, dict[st
 
 
 def find_truths(population: Population, predictions: Predictions, scores: dict[str, Any]) -> dict[str, float]:
-    """Return path -> true value; for a row of a curve, that of the thresholds which this test set led to."""
+    """Return path -> true value; for a point of a curve, the value at the thresholds that this test set gave."""
     truths = dict(population.find_values(tuple(np.unique(predictions.targets).tolist())))
     for path, point in iterate_intervals(scores["selective"]["curve"], "selective.curve"):
         truths[path] = 1 - population.find_accuracy("raw", point["threshold"], np.inf)
@@ -200,7 +200,7 @@ def find_truths(population: Population, predictions: Predictions, scores: dict[s
 
 
 def simulate(population: Population, n: int, *, replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """Return path -> float64 [R, 3]: whether the true value is contained (NaN without interval), width, value."""
+    """Return path -> float64 [R, 3]: whether the interval contains the true value (NaN: no interval), width, value."""
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for replicate in range(replicates):
         generator = np.random.default_rng([seed, n, replicate])
@@ -220,7 +220,7 @@ def simulate(population: Population, n: int, *, replicates: int, seed: int) -> d
 
 
 def summarise(path: str, rows: np.ndarray, truth: float | None) -> dict[str, Any]:
-    """Return a row of the result: coverage with its Monte Carlo interval (Wilson), and how wide intervals are."""
+    """Return a row of the result: the coverage with its Monte Carlo interval (Wilson), and the mean width."""
     given = ~np.isnan(rows[:, 0])
     hits, num_given = int(rows[given, 0].sum()), int(given.sum())
     low, high = compute_wilson_interval(hits, num_given)
@@ -237,7 +237,7 @@ def summarise(path: str, rows: np.ndarray, truth: float | None) -> dict[str, Any
 
 
 def main() -> None:
-    """Simulate, and print a row for each metric, n and scenario."""
+    """Run the simulation, and print a row for each metric, n and scenario."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=_list_of(int), default=SIZES, help="sizes of the test sets, with commas between")
     parser.add_argument("--replicates", type=int, default=1000, help="test sets of each size (default: 1000)")

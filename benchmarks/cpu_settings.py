@@ -1,13 +1,14 @@
-"""What two settings of a training on a CPU bring: freed memory is kept, and TensorFlow uses oneDNN.
+"""Effect of two settings on the speed of training on a CPU: freed memory is kept, and TensorFlow uses oneDNN.
 
     python benchmarks/cpu_settings.py                                         # the table of results/
     python benchmarks/cpu_settings.py resnet_nano:32:16 --steps 4 --rounds 1   # NAME:SIZE:BATCH
 
-Freed memory: between two operations TensorFlow frees feature maps of megabytes. glibc returns them to the system, which clears
-new pages for the next operation, one page fault for each 4 KB; `dlfer.runs.machine.keep_freed_memory` prevents it. oneDNN: without
-the variable TF_ENABLE_ONEDNN_OPTS, which `import dlfer` sets, TensorFlow uses it only on processors with AVX512-VNNI or later
-instructions. A stage is trained by `train_stage`, with augmentation, metrics and callbacks, in a process of its own, by turns as dlfer
-does it and without either setting; the first epoch is not counted. Needs Linux.
+Freed memory: between operations, TensorFlow frees feature maps of several megabytes. glibc returns them to the system,
+which must clear new pages for the next operation, with a page fault per 4 KB; `dlfer.runs.machine.keep_freed_memory`
+prevents this. oneDNN: without the variable TF_ENABLE_ONEDNN_OPTS, which `import dlfer` sets, TensorFlow uses oneDNN
+only on processors with AVX512-VNNI or later instructions. `train_stage` trains a stage with augmentation, metrics and
+callbacks, in a process of its own; dlfer's settings, and each setting left out, take turns. The first epoch is not
+counted. It needs Linux.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WAYS = (AS_DLFER, RETURNS, NO_ONEDNN)
 
 
 def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
-    """Train two epochs in this process; return seconds, system time and page faults of a step of the second."""
+    """Train two epochs in this process; return wall time, system time and page faults per step of the second."""
     import keras
     from step_overhead import LABELS, STAGE, make_bundle
 
@@ -43,7 +44,7 @@ def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
     from dlfer.train.state import StageJob
 
     class Watcher(TrainingListener):
-        """Takes the clock and the counters when a step ends."""
+        """A listener that records the time and the resource counters at the end of each step."""
 
         def __init__(self) -> None:
             self.seen: list[tuple[float, float, int]] = []
@@ -63,13 +64,13 @@ def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job = StageJob("finetune", config, Path(folder), 0, device, 60.0, StopControl(), watcher)
         stage.train_stage(job, network, make_bundle(steps * batch, batch))
-    # The first step of an epoch also waits for the reading to begin.
+    # The first step of an epoch is excluded, since it also waits for the input pipeline to start.
     seconds, system, faults = (np.array(watcher.seen[-1]) - np.array(watcher.seen[steps])) / (steps - 1)
     return {"seconds": seconds, "system_seconds": system, "page_faults": faults}
 
 
 def measure(case: str, steps: int, rounds: int) -> dict:
-    """Return the figures of NAME:SIZE:BATCH."""
+    """Return the results for a case NAME:SIZE:BATCH."""
     found: dict[str, list[dict]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, rows in found.items():

@@ -1,9 +1,10 @@
-"""In how many of FER2013's ready crops does each detector find a face, with and without the frame that dlfer puts around them?
+"""Share of FER2013's face crops in which each detector finds a face, with and without the frame that dlfer adds.
 
     python benchmarks/crop_faces.py fer2013.csv --json results/faces/crop_faces.json
 
-An image of 48 pixels is enlarged to `dlfer.data.faces.CROP_SIDE` and framed before a detector sees it. The frame is black for centerface
-and repeats the image's edge for the others. What is not found is used whole by `data.faces`.
+Before detection, dlfer enlarges an image of 48 pixels to `dlfer.data.faces.CROP_SIDE` and adds a frame, which is black
+for centerface and repeats the image's edge for the other detectors. `data.faces` uses images without a found face
+whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FRAMES = {"black": "constant", "edge": "edge", "none": None}
 
 
 def count_found(images: np.ndarray, detector: str, mode: str | None) -> int:
-    """Return in how many of the images, uint8 [N, H, W, 1], a face is found behind a frame of np.pad's mode; None: no frame."""
+    """Return how many images, uint8 [N, H, W, 1], have a found face; `mode` is np.pad's mode, or None for no frame."""
     width, usual = faces.FRAME, faces.DETECTORS[detector]
     try:
         faces.FRAME = width if mode else 0.0
@@ -33,7 +34,7 @@ def count_found(images: np.ndarray, detector: str, mode: str | None) -> int:
 
 
 def main() -> None:
-    """Print one row for each detector and frame."""
+    """Print one row for each combination of detector and frame."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path, help="fer2013.csv")
     parser.add_argument("--usage", default="PublicTest", help="its rows (default: PublicTest)")

@@ -1,27 +1,27 @@
-"""Coverage of the intervals of a cross-validation, and false alarms of its test, by simulation.
+"""Coverage of the intervals of a cross-validation, and false-positive rate of its test, by simulation.
 
     python benchmarks/crossval_coverage.py [--replicates 1000] [--json FILE]
 
-Trained models: data of a known population is drawn again and again, cross-validated with a real learner (multinomial logistic
-regression, or one nearest neighbour, which changes more with its training images), and each model is judged on 5,000 further
-images by the probabilities of their classes in the population, which gives its true accuracy (whose own error is allowed
-for). Counted is how often
+Learners: samples of a known population are cross-validated with a real learner (multinomial logistic regression, or one
+nearest neighbour, which depends more on its training images). Each model's true accuracy is estimated on 5,000 further
+images from the probabilities of their classes in the population; the error of this estimate is taken into account. The
+results are how often
 
-- the interval of the trained models contains the mean true accuracy of these k models, and that of macro F1 theirs;
-- the interval of the recipe contains the recipe's, the mean over all replicates;
-- beside it, what is often printed instead contains the recipe's: the mean of the folds +- Student's quantile times their
-  standard error (naive), the same with Nadeau and Bengio's correction of all of it (plain), and the interval of the trained
-  models, read as one of the recipe.
+- the interval of the trained models contains the mean true accuracy of these k models, and that of macro F1 their F1;
+- the interval of the recipe contains the accuracy of the recipe, which is the mean over all replicates;
+- common alternatives contain the accuracy of the recipe: the mean of the folds +- Student's quantile times their
+  standard error (naive), the same with Nadeau and Bengio's correction of the whole variance (plain), and the interval
+  of the trained models, read as one of the recipe.
 
-Two recipes of equal accuracy are the same learner on one half of the features and on the other: the population is the same in
-both. Counted is how often each test calls them significantly different: `compare_folds`, the paired t test over folds, the
-corrected resampled t test (plain), and McNemar's test on all images.
+Two recipes of equal accuracy are the same learner on each of two halves of the features, which have the same
+distribution. The results are how often each test calls them significantly different: `compare_folds`, the paired t test
+over folds, the corrected resampled t test (plain), and McNemar's test on all images.
 
-Drawn predictions: the model of images and seeds of seed_tests.py with 3,589 images, where each fold has a seed of its own. And
-images in groups: subjects with 20 images each, whose images are right or wrong together.
+Simulated predictions: the model of images and seeds of seed_tests.py with 3,589 images, where each fold has its own
+seed. Grouped images: subjects with 20 images each, whose predictions are correlated.
 
-Population: four classes in proportions 0.4, 0.3, 0.2, 0.1, ten features in each half, normal with unit variance around the mean
-of the class. No data, no network: about six minutes on one core.
+Population: four classes with proportions 0.4, 0.3, 0.2, 0.1; ten features in each half, normal with unit variance
+around the mean of the class. It needs no data and no network, and takes about six minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from dlfer.metrics.several import compare_folds, compute_recipe_accuracy, comput
 
 PROPORTIONS = np.array([0.4, 0.3, 0.2, 0.1])
 FEATURES = 10
-"""In each half; a learner sees one half."""
+"""Number of features in each half; a learner uses one half."""
 DISTANCE = 0.55
 """Standard deviation of the classes' means in each feature: logistic regression reaches about 0.7."""
 NUM_NEW = 5_000
@@ -55,7 +55,7 @@ Learner = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def fit_logistic(features: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Return the classes (int [M]) that multinomial logistic regression with a ridge predicts of `asked` (float [M, F])."""
+    """Return the classes (int [M]) that multinomial logistic regression with a ridge predicts for `asked` [M, F]."""
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def fit_logistic(features: np.ndarray, targets: np.ndarray, asked: np.ndarray) -
 
 
 def fit_neighbour(features: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Return the classes (int [M]) of the nearest training images of `asked`."""
+    """Return the classes (int [M]) of the nearest training images of `asked` (float [M, F])."""
     distances = (features**2).sum(axis=1) - asked @ (2 * features.T)
     return targets[np.argmin(distances, axis=1)]
 
@@ -73,7 +73,7 @@ LEARNERS: dict[str, Learner] = {"logistic": fit_logistic, "neighbour": fit_neigh
 
 
 def draw_population(num: int, means: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return features float32 [num, 2 F] and targets int [num]; `means` are float [C, F], alike in both halves."""
+    """Return features float32 [num, 2 F] and targets int [num]; `means`, float [C, F], apply to both halves."""
     targets = generator.choice(len(means), num, p=PROPORTIONS)
     noise = generator.normal(size=(num, 2 * FEATURES))
     return (np.tile(means[targets], 2) + noise).astype(np.float32), targets
@@ -87,13 +87,13 @@ def describe_new(features: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, n
 
 
 class Validated(NamedTuple):
-    """One cross-validation.
+    """The result of one cross-validation.
 
     Attributes:
-        predicted: int [n], the class of each image by the model that did not see it.
-        correct: bool [n], whether that is right.
-        confusion: float [C, C], the true one of the k models on average: the share of the population in each cell.
-        error: standard error of the true accuracy, which is known from a sample.
+        predicted: int [n], the class of each image, predicted by the model that was not trained on it.
+        correct: bool [n], whether the prediction is correct.
+        confusion: float [C, C], the true confusion matrix, averaged over the k models, as shares of the population.
+        error: standard error of the true accuracy, which is estimated on a sample.
     """
 
     predicted: np.ndarray
@@ -112,7 +112,11 @@ def cross_validate(
 ) -> Validated:
     """Cross-validate a learner.
 
-    `data` are features and targets; `new` are features and the probability of each class, float [M, C].
+    Args:
+        data: features and targets of the cross-validated images.
+        new: features and class probabilities (float [M, C]) of other images, for the true accuracy.
+        folds: int [n], the fold of each image.
+        learner: fits training images, and predicts others.
     """
     (features, targets), found, truths = data, np.zeros(len(folds), np.int64), []
     confusion = np.zeros((len(PROPORTIONS), len(PROPORTIONS)))
@@ -129,21 +133,21 @@ def cross_validate(
 
 
 def covers_macro_f1(targets: np.ndarray, found: Validated) -> bool:
-    """Tell whether the interval of the pooled macro F1 contains that of the k models in the population."""
+    """Return whether the interval of the pooled macro F1 contains the k models' macro F1 in the population."""
     confusion = mt.compute_confusion(targets, found.predicted, len(PROPORTIONS))
     low, high = compute_average_intervals(confusion)["macro_f1"]
     return bool(low <= mt.compute_macro_f1(found.confusion) <= high)
 
 
 def draw_folds(targets: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Return the folds as a run would draw them."""
+    """Return the fold of each image, drawn as in a run."""
     n = len(targets)
     split = Split("all", np.zeros((n, 1, 1, 1), np.uint8), targets, np.array([str(row) for row in range(n)]))
     return assign_folds(split, num_folds, seed=seed, groups=np.arange(n))
 
 
 def compute_t_interval(values: np.ndarray, folds: np.ndarray, *, is_corrected: bool) -> tuple[float, float]:
-    """Return the mean of the folds -+ Student's quantile times their standard error, which may be Nadeau and Bengio's."""
+    """Return the t interval of the mean over folds, with Nadeau and Bengio's correction if `is_corrected`."""
     means = np.array([values[folds == fold].mean() for fold in np.unique(folds)])
     factor = 1 / len(means) + (1 / (len(means) - 1) if is_corrected else 0)
     half = compute_t_quantile(len(means) - 1) * float(means.std(ddof=1)) * np.sqrt(factor)
@@ -151,7 +155,7 @@ def compute_t_interval(values: np.ndarray, folds: np.ndarray, *, is_corrected: b
 
 
 def simulate_learner(name: str, n: int, num_folds: int, *, replicates: int, seed: int) -> dict:
-    """Return the coverage of each interval and the false alarms of each test for one learner."""
+    """Return the coverage of each interval and the false-positive rate of each test for one learner."""
     generator, learner = np.random.default_rng(seed), LEARNERS[name]
     means = np.random.default_rng(0).normal(scale=DISTANCE, size=(len(PROPORTIONS), FEATURES))
     rows, covered = [], 0
@@ -174,7 +178,7 @@ def simulate_learner(name: str, n: int, num_folds: int, *, replicates: int, seed
 
 
 def simulate_predictions(n: int, num_folds: int, sd: float, *, shift: float, replicates: int, seed: int) -> dict:
-    """Return the same for drawn predictions of two recipes that differ by `shift`, where each fold has its own seed."""
+    """Return the same for simulated predictions of two recipes that differ by `shift`; each fold has its own seed."""
     generator, rows = np.random.default_rng(seed), []
     folds = np.arange(n) % num_folds
     ease = generator.normal(EASE, SPREAD, 200_000)
@@ -184,7 +188,7 @@ def simulate_predictions(n: int, num_folds: int, sd: float, *, shift: float, rep
         a, b = (_pick(draw_recipe(ease, num_folds, sd, moved, generator), folds) for moved in (0.0, shift))
         rows.append((a, truth, 0.0, b, folds))
     found = _count(rows, truth)
-    del found["trained"]  # what is true of these very models is not drawn
+    del found["trained"]  # the true accuracy of the individual models is not simulated
     return {"n": n, "folds": num_folds, "sd": sd, "difference": shift, "replicates": replicates} | found
 
 
@@ -193,7 +197,13 @@ def _pick(correct: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def _count(rows: list[tuple], truth: float) -> dict:
-    """Return the shares of replicates: (right of a, true accuracy of its models and its error, right of b, folds) each."""
+    """Return the share of replicates that each interval covers and each test rejects, and the median half-widths.
+
+    Args:
+        rows: per replicate: correct predictions of a, true accuracy of its models and the error of it, those of b,
+            folds.
+        truth: the accuracy of the recipe.
+    """
     intervals = ("trained", "recipe", "naive", "plain", "trained_as_recipe")
     found = dict.fromkeys((*intervals, "test", "paired_t", "plain_test", "mcnemar"), 0)
     halves: dict[str, list[float]] = {
@@ -207,7 +217,7 @@ def _count(rows: list[tuple], truth: float) -> dict:
         naive, plain = (compute_t_interval(a.astype(float), folds, is_corrected=given) for given in (False, True))
         of_pair = [compute_t_interval(a.astype(float) - b, folds, is_corrected=given) for given in (False, True)]
         pair = compare_folds((a, b), alone, folds, num_folds=num_folds, names=("a", "b"))
-        # What is true is known from a sample: its error is no fault of the interval.
+        # The true accuracy is estimated on a sample, so the interval is widened by the error of that estimate.
         limits = [
             trained.value + np.sign(end - trained.value) * np.hypot(end - trained.value, 1.96 * error)
             for end in (trained.low, trained.high)
@@ -231,9 +241,9 @@ def _count(rows: list[tuple], truth: float) -> dict:
 
 
 def simulate_subjects(num_subjects: int, sd: float, *, replicates: int, seed: int) -> dict:
-    """Return the coverage for images in groups: subjects of 20 images whose accuracies have a standard deviation `sd`.
+    """Return the coverage for grouped images: subjects with 20 images, whose accuracies have the deviation `sd`.
 
-    Beside it that of Wilson's interval, which takes the images as independent.
+    The coverage of Wilson's interval, which assumes independent images, is included for comparison.
     """
     generator, size, mean = np.random.default_rng(seed), 20, 0.7
     spread = mean * (1 - mean) / sd**2 - 1  # of the beta distribution of a subject's accuracy

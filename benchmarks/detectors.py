@@ -1,19 +1,20 @@
-"""How many faces of public photographs does each detector find, how many false ones, and at what cost?
+"""Comparison of the face detectors on public photographs: faces found, false detections, and time.
 
     pip download scikit-image==0.25.2 ...; npm pack @vladmandic/face-api@1.7.15 ...   # detector_photos.csv names them
     python benchmarks/detectors.py FOLDER --json detectors.json
 
-The photographs cannot be redistributed: detector_photos.csv names the package and the file that each comes with, and its
-sha256, by which it is found anywhere below FOLDER. What is committed are numbers: boxes that were drawn by eye, without
-any detector's help. The rule: a face is one whose eyes, nose and mouth can be seen (in a profile: one eye) and whose box
-is at least 16 pixels high in the photograph; the box goes from the hairline to the chin and from cheek to cheek, without
-the ears. Faces in a blurred crowd, cut ones, from behind, and pictures of faces in a picture are areas to be ignored.
+The photographs cannot be redistributed: detector_photos.csv lists the package and the file of each, and its sha256, by
+which it is found anywhere below FOLDER. The committed annotations are boxes that were drawn by eye, without the help of
+a detector. The rule: a face counts if its eyes, nose and mouth are visible (in profile: one eye) and its box is at
+least 16 pixels high in the photograph; the box extends from the hairline to the chin and from cheek to cheek, without
+the ears. Faces in a blurred crowd, truncated faces, faces from behind, and pictures of faces in a picture are areas to
+ignore.
 
-Boxes are matched greedily, the greatest intersection over union first, each at most once, down to 0.4. A found box
-that is matched with no face is false, unless half of it lies in an area to be ignored.
+Boxes are matched greedily, in descending order of intersection over union, each at most once, down to 0.4. A detection
+that matches no face is false, unless at least half of it is in an area to ignore.
 
-The same is counted on the photographs shrunk to a quarter and to an eighth of their width, which tells of small faces; boxes
-that fall below 16 pixels of height are ignored there. Time is taken on the photographs as they are.
+The same counts are made on the photographs shrunk to a quarter and an eighth of their width, for small faces; boxes
+that become less than 16 pixels high are ignored there. Time is measured on the original photographs.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from dlfer.predict.crops import compute_overlap
 TABLE = Path(__file__).with_name("detector_photos.csv")
 
 MIN_OVERLAP = 0.4
-"""Intersection over union from which a found box is that of a face: detectors differ in how much forehead they take."""
+"""Minimum intersection over union of a match; it is low because detectors differ in how much forehead they include."""
 
 WAYS = {
     "centerface at 480": ("centerface", 480),
@@ -52,7 +53,7 @@ WAYS = {
 }
 
 MIN_HEIGHT = 16
-"""Pixels of a face's box below which it is ignored."""
+"""Minimum height in pixels of a face's box; lower ones are ignored."""
 
 SHRINKS = (4, 8)
 
@@ -61,16 +62,16 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph and the boxes drawn on it, (left, top, width, height) in pixels of the upright picture.
+    """A photograph with annotated boxes, (left, top, width, height) in pixels of the upright image.
 
     Attributes:
-        file: its name in its package.
+        file: name of the file in its package.
         package: the package and its version.
-        sha256: of the file.
-        size: width and height.
-        faces: that are to be found.
-        ignored: areas in which a found box is not counted.
-        closed: places in `faces` of those whose mouth is closed and who do not smile.
+        sha256: hash of the file.
+        size: width and height in pixels.
+        faces: boxes of the faces to find.
+        ignored: areas in which detections are not counted.
+        closed: indices in `faces` of faces with a closed mouth that do not smile.
     """
 
     file: str
@@ -84,11 +85,11 @@ class Photo:
 
 @dataclass(frozen=True)
 class Matched:
-    """How the found boxes of a photograph fit its faces.
+    """The matching of a photograph's detections with its faces.
 
     Attributes:
-        pairs: (place of the face, place of the found box).
-        false: places of the found boxes that are no face.
+        pairs: (index of the face, index of the detection).
+        false: indices of the false detections.
     """
 
     pairs: list[tuple[int, int]]
@@ -96,7 +97,7 @@ class Matched:
 
 
 def read_table(path: Path) -> list[Photo]:
-    """Return the photographs of the table."""
+    """Return the photographs listed in the table."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
             Photo(
@@ -117,10 +118,10 @@ def _read_boxes(text: str) -> tuple[Box, ...]:
 
 
 def find_photos(photos: Sequence[Photo], folder: Path) -> list[tuple[Photo, np.ndarray]]:
-    """Return the photographs that are somewhere below a folder, with their pixels, uint8 [H, W, 3]; upright.
+    """Return the photographs that exist below a folder, with their upright images, uint8 [H, W, 3].
 
     Raises:
-        SystemExit: one has another size than the table says.
+        SystemExit: the size of a photograph differs from the table.
     """
     wanted, found = {photo.sha256: photo for photo in photos}, {}
     for path in sorted(folder.rglob("*")):
@@ -135,7 +136,7 @@ def find_photos(photos: Sequence[Photo], folder: Path) -> list[tuple[Photo, np.n
 
 
 def shrink_photo(photo: Photo, image: np.ndarray, factor: int) -> tuple[Photo, np.ndarray]:
-    """Return a photograph at a fraction of its width, antialiased; faces that become too small are ignored."""
+    """Return a photograph shrunk by a factor, with antialiasing; faces that become too small are to be ignored."""
     width, height = (max(1, round(side / factor)) for side in photo.size)
     scaled = [tuple(value / factor for value in box) for box in photo.faces]
     smaller = replace(
@@ -150,7 +151,7 @@ def shrink_photo(photo: Photo, image: np.ndarray, factor: int) -> tuple[Photo, n
 
 
 def match_boxes(faces: Sequence[Box], found: Sequence[Box], ignored: Sequence[Box] = ()) -> Matched:
-    """Match found boxes with faces, the greatest overlap first; see the head of this file."""
+    """Match detections with faces greedily, as described in the module's docstring."""
     overlaps = [
         (compute_overlap(_get_corners(face), _get_corners(box)), row, place)
         for row, face in enumerate(faces)
@@ -171,7 +172,7 @@ def _get_corners(box: Box) -> Box:
 
 
 def _is_ignored(box: Box, ignored: Sequence[Box]) -> bool:
-    """Return whether half of a box lies in one of the areas."""
+    """Return whether at least half of a box is in one of the areas."""
     x0, y0, x1, y1 = _get_corners(box)
     for area in ignored:
         left, top, right, bottom = _get_corners(area)
@@ -182,7 +183,7 @@ def _is_ignored(box: Box, ignored: Sequence[Box]) -> bool:
 
 
 def count_faces(photos: Sequence[Photo], found: Sequence[Sequence[Box]]) -> dict:
-    """Return the counts over photographs: faces, found, missed, false; Wilson's 95 % interval of the found share."""
+    """Return the numbers of faces, found, missed and false over the photographs, and recall with Wilson's interval."""
     matched = [match_boxes(photo.faces, boxes, photo.ignored) for photo, boxes in zip(photos, found, strict=True)]
     num_faces, num_found = sum(len(photo.faces) for photo in photos), sum(len(each.pairs) for each in matched)
     low, high = compute_wilson_interval(num_found, num_faces)
@@ -207,7 +208,7 @@ def count_faces(photos: Sequence[Photo], found: Sequence[Sequence[Box]]) -> dict
 
 
 def find_all(images: Sequence[np.ndarray], detector: str, size: int | None) -> list[list[Box]]:
-    """Return the boxes found in each photograph, one by one, as `dlfer predict` meets them."""
+    """Return the boxes detected in each photograph, processed one at a time."""
     return [[face.box for face in detect_faces(image, detector=detector, size=size)] for image in images]
 
 
@@ -234,7 +235,7 @@ def main() -> None:
         tell_row({"shrunk": 1, "detector": name, **count_faces(photos, found[name]), **cost}, rows)
     for factor in SHRINKS:
         smaller = [shrink_photo(photo, image, factor) for photo, image in read]
-        # A picture below 96 pixels is taken for the crop of a face, which these are not.
+        # dlfer treats an image below 96 pixels as the crop of a face, which these photographs are not.
         smaller = [(photo, image) for photo, image in smaller if min(photo.size) >= CROP_SIDE]
         for name, (detector, size) in WAYS.items():
             boxes = find_all([image for _, image in smaller], detector, size)

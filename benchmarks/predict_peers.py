@@ -1,15 +1,16 @@
-"""Photographs, ready faces and videos: this checkout beside an older one and beside the package `fer`, by turns in one run.
+"""Speed and memory of prediction for photographs, face crops and videos: this checkout, older ones and package `fer`.
 
     python benchmarks/predict_peers.py --photos FOLDER --json results/speed/predict_peers.json \\
         --other OLD_CHECKOUT=PYTHON --fer PYTHON [--rounds 5]
 
-PYTHON is an interpreter with what that system needs: for `fer` an environment of its own (`pip install fer==25.10.3`), for an
-older checkout usually the one of this. The photographs (longest side 640 to 1024 pixels) and the video are made from the
-pictures of FOLDER, and are the same for all.
+PYTHON is an interpreter with the dependencies of that system: for `fer` an environment of its own (`pip install
+fer==25.10.3`), for an older checkout usually the interpreter of this one. The photographs (longest side 640 to 1024
+pixels) are made from the images in FOLDER, the video from docs/astronaut.jpg; they are the same for all systems, which
+take turns.
 
-Every figure but that of ready faces is of whole processes, as a user starts them: a photograph's cost is what a process with N + 1
-photographs takes more than one with a single photograph, divided by N, and the same for frames. What a process takes is measured by
-the kernel: wall time, CPU time over all threads, the most resident memory.
+All measurements except those of face crops are of whole processes, as started by a user: the cost of a photograph is
+the difference between a process with N + 1 photographs and one with a single photograph, divided by N; frames likewise.
+The kernel measures wall time, CPU time over all threads, and peak resident memory.
 """
 
 from __future__ import annotations
@@ -81,14 +82,15 @@ print(json.dumps(rows))
 
 @dataclass(frozen=True)
 class System:
-    """One of what is compared: how it labels photographs or a video, and ready faces, as a command.
+    """A system to compare, with its commands for labelling photographs, a video, and face crops.
 
     Attributes:
-        name: in the table.
-        photos: names of files -> a command.
-        faces: a command that prints {"1": [wall, cpu], "64": [wall, cpu]}, seconds a face; None where it is not measured.
-        environment: what is added to that of this process.
-        folder: that it is started in; Python imports from there before anything else.
+        name: name in the table.
+        photos: file names of photographs -> command.
+        video: file name of a video -> command.
+        faces: command that prints {"1": [wall, cpu], "64": [wall, cpu]}, in seconds per face; None: not measured.
+        environment: variables that are added to the environment of this process.
+        folder: working directory, from which Python imports first.
     """
 
     name: str
@@ -100,12 +102,12 @@ class System:
 
 
 def measure(command: Sequence[str], system: System) -> Finished:
-    """Run a command of a system to its end."""
+    """Run a command of a system, and return its output and its cost."""
     return run_process(command, environment=system.environment, folder=system.folder)
 
 
 def make_dlfer(name: str, folder: Path, python: str) -> System:
-    """Return a checkout of this project as a system."""
+    """Return the system for a checkout of this project."""
 
     def label(names: Sequence[str]) -> list[str]:
         return [python, "-m", "dlfer", "predict", *names, "--model", MODEL]
@@ -121,7 +123,7 @@ def make_dlfer(name: str, folder: Path, python: str) -> System:
 
 
 def make_fer(detector: str, python: str) -> System:
-    """Return the package `fer` with its detector "opencv" (the default) or "mtcnn"."""
+    """Return the system for the package `fer` with its detector "opencv" (the default) or "mtcnn"."""
     return System(
         f"fer, {detector}",
         lambda names: [python, "-c", FER_PHOTOS, detector, *names],
@@ -133,7 +135,7 @@ def make_fer(detector: str, python: str) -> System:
 
 
 def prepare_photos(source: Path, target: Path, number: int) -> list[str]:
-    """Write `number` photographs, the longest side 640 to 1024 pixels, of those in a folder, by turns; return their names."""
+    """Write `number` photographs, with a longest side of 640 to 1024 pixels, from `source`; return their names."""
     files = sorted(path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     photos = []
     for file in files:
@@ -149,7 +151,7 @@ def prepare_photos(source: Path, target: Path, number: int) -> list[str]:
 
 
 def prepare_video(photo: Path, target: Path, number: int) -> str:
-    """Write a video of 640 x 480 in which a photograph moves, `number` frames at 25 a second; return its name."""
+    """Write a 640 x 480 video of a moving photograph, with `number` frames at 25 per second; return its name."""
     import cv2
 
     image = cv2.resize(cv2.imread(str(photo)), (560, 560))
@@ -164,7 +166,7 @@ def prepare_video(photo: Path, target: Path, number: int) -> str:
 
 
 def divide(more: Finished, less: Finished, number: int) -> tuple[float, float]:
-    """Return (wall, CPU) seconds of each of `number` further items; a millisecond at least."""
+    """Return (wall, CPU) seconds per additional item, for `number` additional items; at least a millisecond."""
     return max(1e-3, (more.seconds - less.seconds) / number), max(1e-3, (more.cpu_seconds - less.cpu_seconds) / number)
 
 
@@ -175,7 +177,7 @@ def summarise(values: Sequence[float]) -> dict[str, object]:
 
 
 def tell(what: str, unit: str, taken: Mapping[str, Sequence[float]], rows: list) -> None:
-    """Tell a row for each system, with how many times the first system's value it is, round by round."""
+    """Print a row for each system, with the ratio of its values to those of the first system in the same round."""
     first = np.array(next(iter(taken.values())))
     for name, values in taken.items():
         times = summarise(np.array(values) / first)
@@ -183,7 +185,7 @@ def tell(what: str, unit: str, taken: Mapping[str, Sequence[float]], rows: list)
 
 
 def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, rows: list) -> None:
-    """Measure everything by turns, and tell it."""
+    """Measure all systems in turns, and print the results."""
     photos = prepare_photos(given.photos, folder, given.number + 1)
     short, long = (prepare_video(ROOT / "docs" / "astronaut.jpg", folder, number) for number in (25, 25 + given.frames))
     taken: dict[str, dict[str, list[float]]] = {}
@@ -216,7 +218,7 @@ def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, 
                         (f"a ready face, batch {batch}, wall|s", wall),
                         (f"a ready face, batch {batch}, CPU|s", cpu),
                     ]
-            if round_number:  # the first round reads the files from the disk
+            if round_number:  # the first round is a warm-up, which reads the files from disk
                 for what, value in measured:
                     taken.setdefault(what, {}).setdefault(system.name, []).append(value)
     for what, values in taken.items():
@@ -224,7 +226,7 @@ def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, 
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--other", action="append", default=[], metavar="FOLDER=PYTHON", help="an older checkout")

@@ -1,10 +1,10 @@
-"""How fast `dlfer predict` is: pictures a second together and one by one, and the memory of a long video.
+"""Speed of `dlfer predict`: images per second in batches and one at a time, and the memory during a long video.
 
-    python benchmarks/predict_speed.py                # 200 pictures of one face, drawn
-    python benchmarks/predict_speed.py --video 2000    # a video of so many frames, and the memory as it goes
+    python benchmarks/predict_speed.py                # 200 synthetic images with one face each
+    python benchmarks/predict_speed.py --video 2000    # a video of 2,000 frames, with memory and speed by tenths
 
-What is compared is the whole path: decode, find the faces, cut them out, ask the network. One by one means a loop of
-`read_image` and a `FacePredictor` for one picture, which is what one writes who has no batches.
+The complete pipeline is timed: decoding, face detection, cropping, and prediction. One at a time means a loop with
+`read_image` and a new `FacePredictor` for each image, as in a simple script without batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dlfer.predict.predictor import FacePredictor, predict_inputs
 
 
 def draw_photo(rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [240, 320, 3] with one drawn face of 120 pixels on a plain ground."""
+    """Return an image, uint8 [240, 320, 3], with one drawn face of 120 pixels on a plain background."""
     face = draw_face(FER2013_LABELS[rng.integers(7)], rng=rng)
     photo = np.full((240, 320, 3), 128, np.uint8)
     x, y = rng.integers(0, 200), rng.integers(0, 120)
@@ -37,13 +37,13 @@ def draw_photo(rng: np.random.Generator) -> np.ndarray:
 
 
 def get_resident_megabytes() -> float:
-    """Return the memory that the process holds now; on Linux."""
+    """Return the resident memory of this process in megabytes; needs Linux."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def measure_pictures(model: str, num_pictures: int, faces: str) -> dict:
-    """Return pictures a second, together and one by one, over all pictures after a warm-up."""
+    """Return images per second, in batches and one at a time, over all images after a warm-up."""
     rng, classifier = np.random.default_rng(0), dlfer.load(model)
     with tempfile.TemporaryDirectory() as folder:
         names = []
@@ -69,7 +69,7 @@ def measure_pictures(model: str, num_pictures: int, faces: str) -> dict:
 
 
 def measure_video(model: str, num_frames: int, faces: str) -> dict:
-    """Return the resident memory and the frames a second in each tenth of a video in which a face moves."""
+    """Return the resident memory and the frames per second for each tenth of a video with a moving face."""
     rng, predictor = np.random.default_rng(0), FacePredictor(dlfer.load(model), faces=faces)
     face = np.asarray(Image.fromarray(draw_face("Happy", rng=rng).reshape(48, 48)).resize((120, 120)))[..., None]
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def measure_video(model: str, num_frames: int, faces: str) -> dict:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="lite2_96")
     parser.add_argument("--faces", default="opencv")

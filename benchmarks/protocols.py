@@ -1,11 +1,12 @@
-"""What a protocol alone does to the figure, on FER2013: the table of docs/protocols.md.
+"""Effect of the protocol alone on the accuracy on FER2013: the table of docs/protocols.md.
 
     python benchmarks/protocols.py frozen                     all rows, frozen features, 1-NN and XGBoost: minutes
     python benchmarks/protocols.py finetuned                  a quarter of the rows, fine-tuned: about 75 minutes
-    python benchmarks/protocols.py table                      what is known, as Markdown
+    python benchmarks/protocols.py table                      the results so far, as Markdown
 
-The first two need ${DLFER_DATA}/fer2013/fer2013.csv and (frozen) xgboost or xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
-interrupted benchmark goes on where it stopped. Rows go to results/protocols/<what>.json.
+The first two need ${DLFER_DATA}/fer2013/fer2013.csv and (frozen) xgboost or xgboost-cpu. Rows are written to
+results/protocols/<what>.json as soon as they are computed, and existing ones are kept, so that an interrupted benchmark
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from dlfer.runs.run import find_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "protocols.yaml"
-# The paper balances by augmented copies. Under official_80_20 train alone is balanced, here by drawing each class
-# as often as the others, so that an epoch costs what it costs under the other protocols.
+# The paper balances by augmented copies. Under official_80_20 only train is balanced, here by drawing all classes
+# equally often, so that an epoch has the same cost as under the other protocols.
 PROTOCOLS = {
     "official": {},
     "paper, after_balance": {
@@ -51,7 +52,7 @@ PROTOCOLS = {
 
 
 def main() -> None:
-    """Compute the rows that are not there yet."""
+    """Compute the missing rows, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["frozen", "finetuned", "table"])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "protocols", help="folder of the tables")
@@ -69,7 +70,7 @@ def main() -> None:
             continue
         print(f"\n== {name}", flush=True)
         if arguments.what == "frozen":
-            # The paper's balance of training only is left to the fine-tuned rows; nearest neighbours need none.
+            # `balance` of training images only matters for the fine-tuned rows; nearest neighbours need none.
             rows += judge_frozen(name, with_overrides(config, {**overrides, "finetune.data.fraction": None}), frozen)
         else:
             rows.append(judge_finetuned(name, with_overrides(config, overrides), overrides, arguments.runs))
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def judge_frozen(name: str, config: ExperimentConfig, frozen: FrozenFeatures) -> list[dict]:
-    """Return a row for 1-nearest-neighbour and one for XGBoost, on frozen ImageNet features."""
+    """Return a row for 1-nearest-neighbour and one for XGBoost, both on frozen ImageNet features."""
     from xgboost import XGBClassifier
 
     bundle = load_stage(config)
@@ -95,7 +96,7 @@ def judge_frozen(name: str, config: ExperimentConfig, frozen: FrozenFeatures) ->
 
 
 def judge_finetuned(name: str, config: ExperimentConfig, overrides: dict, runs: Path) -> dict:
-    """Run the experiment under one protocol, or go on with its interrupted run; return its row."""
+    """Run the experiment under one protocol, or resume its interrupted run, and return its row."""
     command = [sys.executable, "-m", "dlfer", "run"]
     begun = find_begun(config, runs)
     if begun is None:
@@ -125,17 +126,17 @@ def find_begun(config: ExperimentConfig, runs: Path) -> Path | None:
 
 
 def load_stage(config: ExperimentConfig) -> DataBundle:
-    """Return the data as the protocol of `config` divides it."""
+    """Return the data of finetune, split by the protocol of `config`."""
     return load_data(config.finetune.data, image_size=config.finetune.image_size, balance=config.finetune.balance)
 
 
 def get_judged_part(bundle: DataBundle) -> Split:
-    """Return test, or validation where there is none."""
+    """Return the evaluated split: test, or validation if there is no test split."""
     return bundle.test if bundle.test is not None else bundle.validation
 
 
 def describe(bundle: DataBundle, correct: np.ndarray) -> dict:
-    """Return accuracy with interval on all judged rows, on those with a duplicate in train, and on those without."""
+    """Return accuracy with interval on all evaluated rows, on those with a duplicate in train, and on those without."""
     judged, train = get_judged_part(bundle), bundle.train
     found = find_duplicates(judged.images, train.images, ids=judged.ids, reference_ids=train.ids)
     return {
@@ -150,7 +151,7 @@ def describe(bundle: DataBundle, correct: np.ndarray) -> dict:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Return the rows of a file of results; none where there is no file."""
+    """Return the rows of a results file, or [] if there is no file."""
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -163,10 +164,10 @@ def compute_accuracy_figure(correct: np.ndarray) -> dict | None:
 
 
 class FrozenFeatures:
-    """Pooled features of the published ImageNet weights, nothing fine-tuned; an image is computed once.
+    """An extractor of pooled features with the published ImageNet weights, which caches the features by image id.
 
     Args:
-        config: backbone and image size.
+        config: the experiment with the backbone and the image size.
     """
 
     def __init__(self, config: ExperimentConfig) -> None:
@@ -182,7 +183,7 @@ class FrozenFeatures:
         self.known: dict[str, np.ndarray] = {}
 
     def compute(self, split: Split) -> np.ndarray:
-        """Return float32 [N, F] of unit norm."""
+        """Return the features of a split, float32 [N, F], with unit norm."""
         new = np.flatnonzero([name not in self.known for name in split.ids.tolist()])
         if len(new):
             found = self.model.predict(split.images[new], batch_size=256, verbose=0)
@@ -192,7 +193,7 @@ class FrozenFeatures:
 
 
 def find_nearest(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return int [N], for each row the row of `reference` with the largest cosine."""
+    """Return int [N]: for each row, the index of the row of `reference` with the largest cosine similarity."""
     blocks = [features[start : start + 512] @ reference.T for start in range(0, len(features), 512)]
     return np.concatenate([block.argmax(axis=1) for block in blocks])
 
@@ -212,7 +213,7 @@ def format_table(folder: Path) -> list[str]:
 
 
 def format_figure(figure: dict | None) -> str:
-    """Return accuracy, interval and n for a cell."""
+    """Return the text of a cell with accuracy, interval and n."""
     if figure is None:
         return "none"
     value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
@@ -220,7 +221,7 @@ def format_figure(figure: dict | None) -> str:
 
 
 def read_commit(run) -> str | None:
-    """Return the commit of the code that made a run."""
+    """Return the commit of the code that produced a run."""
     git = run.read_json("run.json")["git"] if find_checkout() else None
     return git["commit"][:7] if git else None
 

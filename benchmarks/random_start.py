@@ -1,17 +1,18 @@
-"""How fast a network learns from random weights: dlfer's training beside a plain Keras script.
+"""Learning curves from random weights: dlfer's training compared with a plain Keras script.
 
     python benchmarks/random_start.py --csv fer2013.csv --out build/random_start
     python benchmarks/random_start.py --csv fer2013.csv --out build/random_start --backbones mobilenet_v2 --size 48
 
-For each backbone FER2013's Training is learned for two epochs by
+For each backbone, two epochs are trained on FER2013's Training by
 
-- dlfer: the finetune section of experiments/lite2.yaml without EF-FER1, as `dlfer run` trains it;
-- plain: the network of keras.applications with weights=None and its preprocess_input, one dense layer, `model.fit` on
-  a tf.data pipeline with the same ranges of warp, AdamW, cosine schedule, smoothing and clipping, all by Keras alone.
+- dlfer: the finetune section of experiments/lite2.yaml without EF-FER1, as in `dlfer run`;
+- plain: the network of keras.applications with weights=None and its preprocess_input, one dense layer, `model.fit` on a
+  tf.data pipeline with the same ranges of the warp, AdamW, cosine schedule, label smoothing and clipping by Keras
+  alone.
 
-A control arm is fair only if both curves fall alike. Every training writes one file in --out, and one that is there is
-not trained again; the figure and the table are made from what is there. Each of three backbones takes 10 to 25 minutes a side
-on two cores at 64 pixels.
+A control arm is fair only if both curves fall alike. Every training writes one file to --out, and is not repeated if
+its file exists; the figure and the table are made from these files. A training of one of the three backbones takes 10
+to 25 minutes on two cores at 64 pixels.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ APPLICATIONS = {
     "mobilenet_v2": (keras.applications.MobileNetV2, keras.applications.mobilenet_v2.preprocess_input),
 }
 EVERY = 50
-"""Steps that one point of a curve is the mean of."""
+"""Number of steps over which one point of a curve is averaged."""
 NATIVE = 48
 
 
 class Curve(TrainingListener):
-    """Keeps the mean loss and accuracy of every 50 steps from the running means of each epoch."""
+    """A listener that computes the mean loss and accuracy of every 50 steps from the running means of an epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class Curve(TrainingListener):
 
 
 class KerasCurve(keras.callbacks.Callback):
-    """The same for `fit`, whose logs are running means as well."""
+    """A Keras callback that does the same for `fit`, whose logs are running means as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class KerasCurve(keras.callbacks.Callback):
 
 
 def train_dlfer(config: ExperimentConfig, bundle: DataBundle) -> list[tuple[int, float, float]]:
-    """Train as `dlfer run` does and return the curve: (step, mean loss, mean accuracy)."""
+    """Train like `dlfer run`, and return the curve: (step, mean loss, mean accuracy)."""
     keras.utils.set_random_seed(config.experiment.seed)
     network, curve = build_stage_network(config, config.finetune, bundle), Curve()
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +108,7 @@ def train_dlfer(config: ExperimentConfig, bundle: DataBundle) -> list[tuple[int,
 
 
 def train_plain(config: ExperimentConfig, bundle: DataBundle) -> list[tuple[int, float, float]]:
-    """Train keras.applications' network by `fit` and return the curve."""
+    """Train the network of keras.applications with `fit`, and return the curve."""
     keras.utils.set_random_seed(config.experiment.seed)
     stage, num_labels = config.finetune, len(bundle.labels)
     build, preprocess = APPLICATIONS[config.model.backbone]
@@ -135,7 +136,7 @@ def train_plain(config: ExperimentConfig, bundle: DataBundle) -> list[tuple[int,
 
 
 def make_warp(config: ExperimentConfig, num_labels: int):
-    """Return the random warp of a batch with the ranges of the experiment, written without dlfer."""
+    """Return a random warp of batches with the ranges of the experiment, implemented independently of dlfer."""
     augment, size = config.finetune.augment, config.finetune.image_size
 
     def warp(images, targets):
@@ -166,7 +167,7 @@ def make_warp(config: ExperimentConfig, num_labels: int):
 
 
 def draw_figure(curves: dict[str, dict[str, list]], path: Path) -> None:
-    """Draw the loss of each backbone, dlfer's and the plain script's, in one figure."""
+    """Plot the loss curves of both sides, with one panel per backbone."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
@@ -206,7 +207,7 @@ def main() -> None:
     recipe = Path(__file__).parents[1] / "experiments" / "lite2.yaml"
     curves: dict[str, dict[str, list]] = {}
     for backbone in given.backbones:
-        # The recipe's drop_connect is a key of EfficientNets alone.
+        # Only EfficientNets allow the recipe's drop_connect.
         own = {} if backbone.startswith("efficientnet_") else {"model.drop_connect": None}
         config = load_experiment(recipe, {**overrides, **own, "model.backbone": backbone})
         for side in given.sides:

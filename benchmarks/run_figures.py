@@ -1,10 +1,10 @@
-"""The figures of finished runs as they stand in the table of results/: n, interval, duplicates, cost, digest, commit.
+"""Table of finished runs for results/: n, accuracy with interval, duplicates, cost, digest and commit.
 
     DLFER_DATA=... python benchmarks/run_figures.py RUN... --json results/runs.json        # also prints Markdown rows
 
-What was judged, test or else validation, is counted again from the run's own predictions, on all its images and on those
-without a duplicate (exact, near or flipped) in training. The data must be where the run found it; a run that is in the file
-already is replaced.
+The accuracy on the evaluated split, test or else validation, is computed from the run's own predictions, on all images
+and on those without a duplicate (exact, near or flipped) in training. The data must be where the run found it. The row
+of a run that is already in the file is replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dlfer.runs.run_records import require_metrics
 
 
 def main() -> None:
-    """Describe each run, keep the rows, print them."""
+    """Add a row for each run to the file, and print all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="finished runs; none: print what is known")
     parser.add_argument("--json", type=Path, default=Path("results/runs.json"), help="file of the rows")
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def describe_run(name: str) -> dict:
-    """Return a row of the file."""
+    """Return the row of a run in the file."""
     run = open_run(name)
     config, record = run.config(), run.read_json(RUN_FILE)
     bundle = load_stage(config)
@@ -66,7 +66,7 @@ def describe_run(name: str) -> dict:
 
 
 def format_row(row: dict) -> str:
-    """Return a row as Markdown: what, judged on, all, without duplicates, minutes, run and commit."""
+    """Return a row as Markdown: experiment, protocol, split, accuracies, duplicates, minutes, run and commit."""
     what = f"{row['experiment']}, {row['network']}, {row['image_size']} px, {row['epochs']} epochs, seed {row['seed']}"
     figures = [format_figure(row["all"]), str(row["num_duplicates"]), format_figure(row["without_duplicates"])]
     cells = [what, row["protocol"], row["judged_on"], *figures, f"{row['minutes']:.0f} min", f"`{row['run']}`"]

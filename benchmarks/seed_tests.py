@@ -1,16 +1,16 @@
-"""False alarms, power and coverage of the test over seeds, by simulation.
+"""False-positive rate and power of the test over seeds, and coverage of the interval over seeds, by simulation.
 
     python benchmarks/seed_tests.py [--replicates 4000] [--json FILE]
 
-Two equal recipes are trained S times each and judged on the same n images, again and again; counted is how often
-`compare_seeds` calls them significantly different (at most 5 % is right). Beside it stands what the interval was
-until commit 6b78133: 1.96 standard errors. The half-widths of both say what the right test costs. The second table
-says how often a difference of two percentage points is detected, the third how often the interval of one recipe's
-accuracy over seeds and images covers the true one.
+In each replicate, two equal recipes are trained S times each and evaluated on the same n images. The first table shows
+how often `compare_recipes` calls them significantly different (it should be at most 5 %), and how often the interval
+used until commit 6b78133 did, 1.96 standard errors. The half-widths of both show the cost of the correct test. The
+second table shows how often a difference of two percentage points is detected, the third how often the interval of one
+recipe's accuracy over seeds and images covers the true accuracy.
 
-Model: an image is got right by chance p[i], logistic-normal with mean accuracy 0.70 and the spread that makes two
-trainings disagree on 20 % of the images; a seed shifts all logits so that accuracies have the given standard deviation.
-No data, no training: about 10 minutes on one core.
+Model: image i is classified correctly with probability p[i], logistic-normal with a mean of 0.70 and a spread for which
+two trainings disagree on 20 % of the images; a seed shifts all logits so that the accuracies have the given standard
+deviation. It needs no data and no training, and takes about 10 minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dlfer.metrics.seeds import compare_recipes, compute_seed_summary
 SIZES = (1000, 3589)
 SEEDS = (2, 3, 5, 10)
 SDS = (0.0, 0.007, 0.0125, 0.021)
-"""Standard deviations of one training's accuracy; those measured here are 0.009 to 0.012."""
+"""Standard deviations of accuracy over seeds; those measured with dlfer are 0.009 to 0.012."""
 EASE, SPREAD = 1.6, 2.8
 """Mean and standard deviation of the images' logits: accuracy 0.70, disagreement of two trainings 0.2."""
 
@@ -34,28 +34,28 @@ EASE, SPREAD = 1.6, 2.8
 def draw_recipe(
     ease: np.ndarray, num_seeds: int, sd: float, shift: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return bool [S, n], whether each training is right on each image.
+    """Return bool [S, n]: whether each training classifies each image correctly.
 
     Args:
         ease: logits [n] of the images.
-        sd: of the accuracy over seeds, as a fraction.
-        shift: of the mean accuracy, as a fraction.
+        sd: standard deviation of the accuracy over seeds, as a fraction.
+        shift: shift of the mean accuracy, as a fraction.
     """
     chances = 1 / (1 + np.exp(-ease))
-    slope = float((chances * (1 - chances)).mean())  # of the accuracy by a shift of all logits
+    slope = float((chances * (1 - chances)).mean())  # derivative of the accuracy by a shift of all logits
     moved = ease + (shift + sd * generator.normal(size=(num_seeds, 1))) / slope
     return generator.random((num_seeds, len(ease))) < 1 / (1 + np.exp(-moved))
 
 
 def compute_former_half(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the half-width of the interval as it was until commit 6b78133."""
+    """Return the half-width of the interval that was used until commit 6b78133."""
     differences = a.astype(float) - b
     of_images = np.sqrt((differences.mean(axis=0) ** 2).mean() / a.shape[1])
     return 1.96 * float(np.hypot(of_images, differences.mean(axis=1).std(ddof=1) / np.sqrt(len(a))))
 
 
 def simulate(n: int, num_seeds: int, sd: float, *, shift: float, replicates: int, seed: int) -> dict:
-    """Return how often two recipes whose accuracies differ by `shift` are called different, and the median half-widths."""
+    """Return how often two recipes whose accuracies differ by `shift` are found different, and median half-widths."""
     generator = np.random.default_rng(seed)
     found, former, halves, former_halves = 0, 0, [], []
     for _ in range(replicates):
@@ -86,7 +86,7 @@ def simulate_accuracy(n: int, num_seeds: int, sd: float, *, replicates: int, see
     """Return how often the interval of one recipe's accuracy over seeds and images covers the true accuracy."""
     generator = np.random.default_rng(seed)
     ease = generator.normal(EASE, SPREAD, 1_000_000)
-    # The mean over seeds: the shift of the logits bends the mean accuracy a little.
+    # Averaged over seeds, since accuracy is not exactly linear in the shift of the logits.
     truth = np.mean([draw_recipe(ease, 1, sd, 0.0, generator).mean() for _ in range(200 if sd else 5)])
     covered, halves = 0, []
     for _ in range(replicates):

@@ -1,12 +1,12 @@
-"""`dlfer serve` under load, with bad requests mixed in: the table in results/serving.md.
+"""Load test of `dlfer serve` with valid and invalid requests: the table in results/serving.md.
 
     python benchmarks/serve_load.py MODEL                          64 clients, a minute
-    python benchmarks/serve_load.py MODEL --photo PHOTO.jpg        with a photo whose faces are searched for, too
+    python benchmarks/serve_load.py MODEL --photo PHOTO.jpg        also with a photo in which faces are detected
     python benchmarks/serve_load.py MODEL --json results/serve/load.json
 
-Starts the server as a process of its own, sends what follows in `KINDS`, and checks every answer: each kind has
-statuses that it may have, and 503 with Retry-After is stated for all of them. Exits with 1 if anything else came
-back. The memory of all processes of the server is read from /proc, so this needs Linux.
+It starts the server as a separate process, sends the requests of `make_kinds`, and checks every response: each kind has
+a set of allowed statuses, and 503 with Retry-After is allowed for all. The exit code is 1 if there was any other
+response. The memory of all processes of the server is read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def make_huge_png() -> bytes:
 def make_kinds(
     model: str, photo: bytes | None
 ) -> dict[str, tuple[float, str, tuple[bytes, dict[str, str]], set[int | str]]]:
-    """Return, by name, how often (weights), the path, the body with its headers, and the statuses it may have."""
+    """Return the kinds of requests by name: (weight, path, (body, headers), allowed statuses)."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 48)).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "JPEG")
     crop, infer = stream.getvalue(), f"/v2/models/{model}/infer"
     tensor = {"name": "images", "shape": [4, 48, 48], "datatype": "UINT8", "data": noise.ravel().tolist() * 4}
     odd = {**tensor, "shape": [1, 31, 57], "data": noise.ravel().tolist()[: 31 * 57]}
-    # Under a body that nobody reads the connection may be reset before the client has read the answer.
+    # If the server does not read the whole body, the connection may be reset before the client has read the response.
     kinds = {
         "crop": (60, "/v1/predict", make_form(crop, faces="whole"), {200}),
         "tensor": (10, infer, make_json({"inputs": [tensor]}), {200}),
@@ -83,7 +83,7 @@ def make_kinds(
 
 
 class Load:
-    """Clients that send until the time is over, and what they saw."""
+    """The clients of a load test, which send requests until the time is over, and the responses that they got."""
 
     def __init__(self, port: int, kinds: dict, seconds: float) -> None:
         self.port, self.kinds, self.end = port, kinds, time.monotonic() + seconds
@@ -93,7 +93,7 @@ class Load:
         self._lock = threading.Lock()
 
     def run(self, seed: int) -> None:
-        """Be one client."""
+        """Send requests as one client, until the time is over."""
         choice, names = random.Random(seed), list(self.kinds)
         weights = [self.kinds[name][0] for name in names]
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -107,7 +107,7 @@ class Load:
                     self.seconds[name].append(time.monotonic() - start)
                 if status not in self.kinds[name][3] and not (status == 503 and wait):
                     self.wrong[name, status] += 1
-            # A client that is told to come again later does; not quite as late, so that the queue stays full.
+            # A client waits after Retry-After, but less than requested, so that the queue stays full.
             time.sleep(min(wait, 1.0) * choice.random())
         connection.close()
 
@@ -116,7 +116,7 @@ class Load:
         try:
             connection.request("POST", path, body, headers)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before the body was read: the answer may be there all the same
+            pass  # rejected before the body was read, but there may still be a response
         except OSError as error:
             connection.close()
             return type(error).__name__, 0.0
@@ -136,12 +136,12 @@ class Load:
 
 
 def read_resident(process: int) -> float:
-    """Return the megabytes that a process and its children hold in memory; pages that several share count once."""
+    """Return the memory of a process and its children in megabytes (PSS, in which shared pages count once)."""
     total = 0.0
     for number in (process, *Path(f"/proc/{process}/task/{process}/children").read_text().split()):
         try:
             rows = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-        except OSError:  # a worker that has just ended
+        except OSError:  # the worker has just ended
             continue
         total += sum(int(row.split()[1]) for row in rows if row.startswith("Pss:")) * 1024 / 1e6
     return total
@@ -213,7 +213,7 @@ def _run(load: Load, clients: int) -> None:
 
 
 def summarise(load: Load, took: float, resident: list[float]) -> dict:
-    """Return the figures; latencies are of requests answered with 200."""
+    """Return the results; latencies are those of responses with status 200."""
 
     def quantiles(values: list[float]) -> dict[str, float]:
         found = np.quantile(values, [0.5, 0.99]) * 1000

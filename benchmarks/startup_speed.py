@@ -1,12 +1,12 @@
-"""How long a user waits before anything happens: the command itself, a check, a report, and the loading of FER2013.
+"""Start-up times: of the command itself, of `dlfer check` and `dlfer report`, and of loading FER2013.
 
     python benchmarks/startup_speed.py --csv fer2013.csv --run saved_models/runs/lite2/RUN     # the table of results/
-    python benchmarks/startup_speed.py                       # a drawn csv, and a small run made first
+    python benchmarks/startup_speed.py                       # with a random csv, and a small run that is made first
     python benchmarks/startup_speed.py --rows 8000 --rounds 2
 
-Each is a process of its own, by turns, the whole of it timed and its most memory taken: on Linux. The csv is loaded cold
-(it is parsed, and the cache written) and then from the cache; `load_seconds` is what the loading itself took there,
-without Python's start.
+Each is a process of its own, in turns, whose total time and peak memory are measured; this needs Linux. The csv is
+loaded without the cache (it is parsed, and the cache is written) and then from the cache; `load_seconds` is the time of
+loading alone, without the start of Python.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ print(json.dumps({"load_seconds": time.perf_counter() - start, "images": len(bun
 
 
 def write_csv(path: Path, num_rows: int) -> None:
-    """Write a csv in the layout of FER2013, of random pixels; eight of ten rows are Training."""
+    """Write a csv of random pixels in the layout of FER2013; eight of ten rows are Training."""
     rng = np.random.default_rng(0)
     with path.open("w") as stream:
         stream.write("emotion,pixels,Usage\n")
@@ -47,7 +47,7 @@ def write_csv(path: Path, num_rows: int) -> None:
 
 @contextmanager
 def find_run(given: str | None, folder: Path) -> Iterator[Path | str]:
-    """Give the run that was named, or one of a small experiment that is made here."""
+    """Yield the given run, or else a smoke run that is made in `folder`."""
     if given is not None:
         yield given
         return
@@ -58,7 +58,7 @@ def find_run(given: str | None, folder: Path) -> Iterator[Path | str]:
 
 
 def measure(ways: dict[str, Callable[[], Finished]], rounds: int) -> dict[str, list[Finished]]:
-    """Return how each process ended, by turns; the first round reads the files from the disk and is not counted."""
+    """Run the processes in turns, and return their results; the first round, which reads from disk, is not counted."""
     done: dict[str, list[Finished]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -69,7 +69,7 @@ def measure(ways: dict[str, Callable[[], Finished]], rounds: int) -> dict[str, l
 
 
 def summarise(name: str, done: list[Finished]) -> dict:
-    """Return a row: medians, quartiles of the seconds, the most memory of any round."""
+    """Return a row: median and quartiles of the seconds, and the peak memory of all rounds."""
     low, middle, high = np.quantile([finished.seconds for finished in done], [0.25, 0.5, 0.75])
     row = {
         "what": name,

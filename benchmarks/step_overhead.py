@@ -1,13 +1,13 @@
-"""What a training costs above its network's arithmetic: a stage as it is trained, against bare steps.
+"""Overhead of a training beyond the arithmetic of its network: a complete stage compared with bare training steps.
 
     python benchmarks/step_overhead.py                                      # the table of results/
     python benchmarks/step_overhead.py resnet_nano:32:16 --steps 4 --rounds 2   # NAME:SIZE:BATCH
 
-A stage is really trained by `train_stage`: order, augmentation, mixing, metrics, callbacks, history, logs, and a progress
-bar that is drawn (to nowhere). After each of its epochs the same number of bare steps is taken in the same process:
-one compiled function from ready float images to the new weights, of a second network of the same form, with the same
-loss and optimiser. A round is such a pair. The first epoch of both is not counted; what comes before it (build, trace,
-first step) and what stands between epochs (validation, checkpoint) is stated apart.
+`train_stage` trains the stage, with shuffling, augmentation, mixing, metrics, callbacks, history, logs, and a progress
+bar that is rendered to the null device. After each of its epochs, the same number of bare steps is run in the same
+process: one compiled function from prepared float images to updated weights, of a second network with the same
+architecture, loss and optimiser. Such a pair is a round. The first epoch of both is not counted; the time before it
+(build, trace, first step) and between epochs (validation, checkpoint) is reported separately.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ STAGE = {
 
 
 class BareSteps:
-    """The network's arithmetic alone: forward, loss, backward, optimiser, on ready tensors.
+    """Training steps with the network's arithmetic alone: forward pass, loss, backward pass and optimiser.
 
     Args:
-        network: which only this trains.
-        config: whose loss and optimiser it has.
-        device: which says whether XLA compiles.
-        num_steps: of a call.
+        network: a network that is trained here only.
+        config: the stage with the loss and the optimiser.
+        device: the device, which determines whether XLA compiles the step.
+        num_steps: number of steps per call.
 
     Attributes:
-        start_up: seconds of tracing and of the first two steps, from the first call on.
-        seconds_per_step: of the last call, its first step left out as it is of an epoch.
+        start_up: seconds of tracing and of the first two steps; set by the first call.
+        seconds_per_step: time per step in the last call, without its first step, as for an epoch.
     """
 
     def __init__(self, network: TransferNetwork, config: StageConfig, device: Device, num_steps: int) -> None:
@@ -108,14 +108,16 @@ class BareSteps:
 
 @dataclass
 class Epoch:
-    """The clock readings of one epoch and of the bare steps after it, in seconds.
+    """Times of one epoch and of the bare steps after it, in seconds.
 
     Attributes:
-        begin, end: of the training and its validation.
-        steps: the end of each step.
-        cpu: CPU time from the begin to the last step.
-        bare: seconds of a bare step.
-        bare_cpu: CPU time of all of them.
+        begin: start of the epoch.
+        begin_cpu: CPU time of the process at its start.
+        steps: end of each step.
+        cpu: CPU time from the start to the end of the last step.
+        end: end of the epoch, including validation.
+        bare: time per bare step.
+        bare_cpu: CPU time of all bare steps.
     """
 
     begin: float
@@ -128,11 +130,11 @@ class Epoch:
 
 
 class Watcher(ConsoleListener):
-    """The bar that a user sees, drawn to nowhere, and the clock.
+    """A listener with the usual progress bar, which records times and runs the bare steps after each epoch.
 
     Args:
-        bare: whose steps are taken after each epoch.
-        sink: what the bar is drawn to.
+        bare: the bare steps.
+        sink: the file to which the progress bar is rendered.
     """
 
     def __init__(self, bare: BareSteps, sink: TextIO) -> None:
@@ -160,7 +162,7 @@ class Watcher(ConsoleListener):
 
 
 def make_bundle(num_train: int, num_validation: int) -> DataBundle:
-    """Return noise as large as FER2013's images."""
+    """Return data of random images with the size of FER2013's."""
     rng = np.random.default_rng(0)
 
     def make(name: str, count: int) -> Split:
@@ -171,11 +173,11 @@ def make_bundle(num_train: int, num_validation: int) -> DataBundle:
 
 
 def measure(case: str, steps: int, rounds: int) -> dict:
-    """Return the figures of NAME:SIZE:BATCH."""
+    """Return the results for a case NAME:SIZE:BATCH."""
     name, size, batch = case.split(":")[0], *map(int, case.split(":")[1:])
     config = StageConfig.model_validate({**STAGE, "epochs": rounds + 1, "image_size": size, "batch_size": batch})
     device = choose_device(ExperimentSection(name="step_overhead"))
-    # What TensorFlow does once in a process is nobody's start.
+    # TensorFlow's own initialisation in this process is not to be counted.
     float(tf.matmul(tf.ones((8, 8)), tf.ones((8, 8)))[0, 0])
     networks, build = [], []
     for seed in range(2):
@@ -209,10 +211,10 @@ def measure(case: str, steps: int, rounds: int) -> dict:
 
 
 def summarise(epochs: list[Epoch], steps: int, batch: int) -> dict:
-    """Return the figures of all epochs after the first."""
+    """Return the results over all epochs after the first."""
     counted = epochs[1:]
     bare = Timing(np.array([e.bare for e in counted]), np.array([e.bare_cpu / steps for e in counted]))
-    # The first step of an epoch waits for the reading to begin, which an epoch of hundreds of steps does once, too.
+    # The first step of an epoch is excluded: it waits for the input pipeline, which is negligible in a long epoch.
     steady = Timing(np.array([(e.steps[-1] - e.steps[0]) / (steps - 1) for e in counted]))
     whole = Timing(np.array([e.cpu / steps for e in counted]))
     return {

@@ -1,11 +1,11 @@
-"""Memory while an epoch of a large data set is streamed: the table of docs/scale.md.
+"""Memory during an epoch in which a large data set is streamed: the table of docs/scale.md.
 
     python benchmarks/streaming_memory.py                      100,000 images in class folders, and as records
-    python benchmarks/streaming_memory.py --images 1281167     as many as ImageNet has: hours on two cores
+    python benchmarks/streaming_memory.py --images 1281167     as many as in ImageNet: hours on two cores
 
-The images are drawn here: a few hundred different JPEG files of 500 x 375 pixels of noise upon shapes, which stand
-under as many names as are asked for (hard links), or as often in the records. What a process holds resident is read
-from /proc after every twentieth of the epoch, so this needs Linux.
+The images are synthetic: 200 different JPEG files of 500 x 375 pixels, smooth patterns with noise, which are repeated
+to the required number by hard links, or in the records. The resident memory of the process is read from /proc after
+every twentieth of the epoch, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUM_SHARDS = 32
 
 
 def encode_image(number: int) -> bytes:
-    """Return the JPEG of a soft random pattern, about as large as a photograph of ImageNet (110 kB)."""
+    """Return a JPEG of a smooth random pattern with noise, about as large as a photograph of ImageNet (110 kB)."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (HEIGHT // 25, WIDTH // 25, 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.int16)
@@ -42,7 +42,7 @@ def encode_image(number: int) -> bytes:
 
 
 def write_folders(folder: Path, num_images: int) -> None:
-    """Write train/ and validation/ with `num_images` and a hundredth of them."""
+    """Write class folders in train/ and validation/, with `num_images` images and one percent of that number."""
     originals = folder / "originals"
     originals.mkdir(parents=True)
     for number in range(NUM_FILES):
@@ -56,7 +56,7 @@ def write_folders(folder: Path, num_images: int) -> None:
 
 
 def write_records(folder: Path, num_images: int) -> None:
-    """Prepare the data set "fake_photos" of tensorflow_datasets in `folder`."""
+    """Write a prepared data set of tensorflow_datasets, "fake_photos", to `folder`."""
     import tensorflow_datasets as tfds
 
     encoded = [encode_image(number) for number in range(NUM_FILES)]
@@ -84,7 +84,7 @@ def write_records(folder: Path, num_images: int) -> None:
 
 
 def read_resident() -> float:
-    """Return the megabytes that this process holds in memory."""
+    """Return the resident memory of this process in megabytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -1,8 +1,8 @@
-"""The one way in which benchmarks here take time: ways of doing the same thing, by turns, in one process.
+"""Timing for all benchmarks: variants of the same task are measured in turns, in one process.
 
-Machines are shared and noisy: what counts is the ratio of two ways within a round, its median over the rounds and
-its spread, and never a number of seconds by itself. What needs a process of its own (start-up, peak memory) is one,
-by turns as well.
+Machines are shared and noisy, so the result is the ratio of two variants within a round, with its median and quartiles
+over the rounds, and not a number of seconds. Start-up and peak memory are measured in separate processes, also in
+turns.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """What one way took, a value for each round.
+    """The times of one variant in each round.
 
     Attributes:
-        seconds: float64 [rounds], of wall time.
-        cpu_seconds: float64 [rounds], over all threads of this process; None where it was not taken.
+        seconds: wall time, float64 [rounds].
+        cpu_seconds: CPU time over all threads of this process, float64 [rounds]; None if it was not measured.
     """
 
     seconds: np.ndarray
@@ -38,27 +38,27 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The median of the rounds, in seconds."""
+        """The median wall time in seconds."""
         return float(np.median(self.seconds))
 
     @property
     def median_cpu(self) -> float:
-        """The median of the rounds, in seconds of CPU time."""
+        """The median CPU time in seconds."""
         return float(np.median(self.cpu_seconds))
 
     def compute_ratio(self, other: Timing) -> tuple[float, float, float]:
-        """Return how many times as long `other` took, round by round: median, lower and upper quartile."""
+        """Return the ratio of the time of `other` to this one over the rounds: median, lower and upper quartile."""
         low, middle, high = np.quantile(other.seconds / self.seconds, [0.25, 0.5, 0.75])
         return float(middle), float(low), float(high)
 
 
 def time_by_turns(ways: Mapping[str, Callable[[], object]], *, rounds: int = 7, warm_up: int = 1) -> dict[str, Timing]:
-    """Call each way in turn, A B A B ..., and time every call.
+    """Call the variants in turns, A B A B ..., and time every call.
 
     Args:
-        ways: what is compared, by name; each does its work before it returns.
-        rounds: that are timed.
-        warm_up: rounds before them that are not.
+        ways: the variants by name; each must complete its work before it returns.
+        rounds: number of timed rounds.
+        warm_up: number of preceding rounds that are not timed.
     """
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
@@ -72,13 +72,13 @@ def time_by_turns(ways: Mapping[str, Callable[[], object]], *, rounds: int = 7, 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that has ended.
+    """The result of a process that has ended.
 
     Attributes:
-        seconds: from its start to its end.
-        cpu_seconds: of CPU time over all its threads.
-        megabytes: the most that it held resident at a time; not below what this process holds, which starts it.
-        output: what it wrote to stdout.
+        seconds: wall time from its start to its end.
+        cpu_seconds: CPU time over all its threads.
+        megabytes: its peak resident memory; never less than the memory of this process, from which it was started.
+        output: its stdout.
     """
 
     seconds: float
@@ -90,15 +90,15 @@ class Finished:
 def run_process(
     command: Sequence[object], *, environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Finished:
-    """Run a command to its end; on Linux, where peaks are counted in kilobytes.
+    """Run a command, and return its output and its cost; needs Linux, where the peak memory is given in kilobytes.
 
     Args:
         command: program and arguments.
-        environment: what is added to that of this process.
-        folder: that it is started in; None: that of this process.
+        environment: variables that are added to the environment of this process.
+        folder: working directory; None: that of this process.
 
     Raises:
-        RuntimeError: it failed; the message is the end of what it wrote to stderr.
+        RuntimeError: the command failed; the message has the end of its stderr.
     """
     words = [str(word) for word in command]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
@@ -107,7 +107,7 @@ def run_process(
         process = subprocess.Popen(words, stdout=output, stderr=errors, env=variables, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
-        # Popen has not waited itself, and would say that the process still runs.
+        # Without this, Popen would assume that the process still runs, since os.wait4 was called directly.
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)
@@ -117,7 +117,7 @@ def run_process(
 
 
 def describe_machine(*packages: str) -> dict:
-    """Return where a benchmark was taken: processor, load, versions of those `packages` that there are, commit."""
+    """Return a description of this machine: processor, load, versions of the installed `packages`, and the commit."""
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
@@ -136,35 +136,35 @@ def describe_machine(*packages: str) -> dict:
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """Add the options that every benchmark has."""
+    """Add the options that most benchmarks have: --rounds and --json."""
     parser.add_argument("--rounds", type=int, default=rounds, help=f"that are timed (default: {rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
 
 def tell_row(row: Mapping[str, object], rows: list) -> None:
-    """Print a row of figures as soon as it is known, and keep it in `rows`."""
+    """Print a row of results, and append it to `rows`."""
     rows.append(dict(row))
     print(json.dumps(row), flush=True)
 
 
 def write_figures(path: Path | None, rows: Sequence[Mapping[str, object]], *packages: str) -> None:
-    """Write the rows with the machine they were taken on, if a file was asked for."""
+    """Write the rows with a description of the machine to a JSON file, unless the path is None."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Where files stand is nobody else's business.
+        # Results are published, so the paths of local files are removed.
         command = [Path(word).name if word.startswith("/") else word for word in sys.argv]
         figures = {"command": command, "machine": describe_machine(*packages), "rows": rows}
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def describe_ratio(fast: Timing, slow: Timing) -> dict[str, object]:
-    """Return how many times as long `slow` took, with the quartiles over the rounds, for a row of figures."""
+    """Return the ratio of the time of `slow` to that of `fast`, with quartiles over rounds, for a row of results."""
     ratio, low, high = fast.compute_ratio(slow)
     return {"ratio": round(ratio, 3), "quartiles": [round(low, 3), round(high, 3)]}
 
 
 def _find_processor() -> str:
-    """Return the processor's name, which Linux tells in a file."""
+    """Return the name of the processor, on Linux from /proc/cpuinfo."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -174,7 +174,7 @@ def _find_processor() -> str:
 def _find_versions(packages: Sequence[str]) -> dict[str, str]:
     versions = {}
     for name in packages:
-        # TensorFlow has another name where it computes on GPUs.
+        # Not all packages are installed: TensorFlow's name, for example, depends on GPU support.
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions

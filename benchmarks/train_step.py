@@ -1,15 +1,15 @@
-"""What a training step costs: network and optimiser as Keras has them against ours, on ready tensors.
+"""Speed of a training step on prepared tensors: Keras' network and optimiser compared with dlfer's.
 
     python benchmarks/train_step.py                                     # the table of results/
     python benchmarks/train_step.py efficientnet_b3:224:32 --rounds 3   # NAME:SIZE:BATCH
     python benchmarks/train_step.py efficientnet_lite2:64:64 --xla      # dlfer's step compiled by XLA, too
 
-Both have the same weights and images, and Adam at the same rate. What differs: BatchNorm's kernel
-(dlfer/model/training_kernels.py), how a depthwise filter of 5x5 gets its gradient (dlfer/model/training_kernels.py), and how the optimiser
-updates its variables (dlfer/train/objective.py). The largest difference of the losses of the first steps stands beside the
-speed: Adam's first steps go by the signs of the gradients, so that rounding shows there. What comes before the second step
-(building the network, tracing and rewriting its graph, the first step itself) is stated apart, in CPU seconds: each way
-does it once, in this process.
+Both have the same weights and images, and Adam with the same learning rate. They differ in the kernel of BatchNorm and
+the gradient of a 5x5 depthwise filter (dlfer/model/training_kernels.py), and in the update of variables by the
+optimiser (dlfer/train/objective.py). The largest difference between the losses of the first steps is also reported;
+Adam's first steps follow the signs of the gradients, so rounding errors are visible there. The time up to the end of
+the first step (building the network, tracing and rewriting its graph, the step itself) is reported separately, in CPU
+seconds, since it occurs only once in this process.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ RATE = 1e-4
 
 
 def build_as_keras(name: str) -> tuple[keras.Model, keras.optimizers.Optimizer]:
-    """Return the backbone and the optimiser as Keras makes them."""
+    """Return Keras' own backbone and optimiser."""
     return find_backbone(name).build("imagenet"), keras.optimizers.Adam(RATE)
 
 
 def build_ours(name: str) -> tuple[keras.Model, keras.optimizers.Optimizer]:
-    """Return the backbone and the optimiser that dlfer trains."""
+    """Return dlfer's backbone and optimiser."""
     return build_backbone(name), build_optimizer(OptimizerConfig(name="adam"), RATE, clip=None, ema=None)
 
 
 def make_step(
     build: Callable, name: str, images: tf.Tensor, targets: tf.Tensor, *, jit: bool = False
 ) -> Callable[[], float]:
-    """Return a call that trains one step, compiled by XLA if `jit`, and returns its loss."""
+    """Return a function that runs one training step, compiled by XLA if `jit`, and returns the loss."""
     keras.utils.set_random_seed(0)
     backbone, optimizer = build(name)
     pixels = keras.Input(images.shape[1:])
@@ -67,7 +67,7 @@ def make_step(
 
 
 def measure(case: str, rounds: int, *, xla: bool = False) -> dict:
-    """Return images a second of each way and the ratios to dlfer's, for NAME:SIZE:BATCH."""
+    """Return the images per second of each variant and the ratios to dlfer's time, for a case NAME:SIZE:BATCH."""
     name, size, batch = case.split(":")[0], *map(int, case.split(":")[1:])
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(batch, size, size, 3)).astype("float32"))
@@ -101,7 +101,7 @@ def main() -> None:
     add_options(parser, rounds=7)
     given = parser.parse_args()
     rows: list[dict] = []
-    # What TensorFlow loads when it is first used is no way's own.
+    # TensorFlow's own initialisation is not to be counted for the first variant.
     measure("resnet_nano:32:2", rounds=1)
     for case in given.cases:
         tell_row(measure(case, given.rounds, xla=given.xla), rows)

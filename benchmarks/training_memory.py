@@ -1,11 +1,12 @@
-"""The memory of a training on FER2013, from the csv to the last epoch: its peak, and whether it grows.
+"""Memory of a training on FER2013, from reading the csv to the last epoch: its peak, and whether it grows.
 
-    python benchmarks/training_memory.py                     # 35,887 drawn rows at 224 pixels, four epochs
+    python benchmarks/training_memory.py                     # 35,887 random rows at 224 pixels, four epochs
     python benchmarks/training_memory.py --rows 4000 --image-size 96
 
-`dlfer run` is a process of its own on a drawn csv; what it holds resident is read from /proc twice a second, so this
-needs Linux. The network is small (resnet_nano, 224 pixels), so that what the data cost is seen, and an epoch takes a
-minute. Beside it stands what the same images take as float32 of 224 x 224 x 3, as published code holds them.
+`dlfer run` is a separate process on a csv of random pixels; its resident memory is read from /proc twice a second, so
+this needs Linux. The network is small (resnet_nano, 224 pixels), so that the memory of the data is visible, and an
+epoch takes a minute. For comparison, the result has the size of the same images as float32 224 x 224 x 3, as in
+published code.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ finetune:
 
 
 def watch(command: list[str], *, environment: dict[str, str]) -> list[tuple[float, int, float]]:
-    """Run a command; return (seconds, epochs done, megabytes resident), twice a second.
+    """Run a command; return its (seconds, completed epochs, resident megabytes), sampled twice a second.
 
     Raises:
-        RuntimeError: it failed; the message is the end of what it wrote.
+        RuntimeError: the command failed; the message has the end of its output.
     """
     out = Path(command[command.index("--out") + 1])
     seen, start = [], time.perf_counter()
@@ -55,7 +56,7 @@ def watch(command: list[str], *, environment: dict[str, str]) -> list[tuple[floa
 
 
 def read_resident(pid: int) -> float:
-    """Return the megabytes that a process holds in memory; 0 where it has just ended."""
+    """Return the resident memory of a process in megabytes; 0 if it has just ended."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
     except FileNotFoundError:

@@ -1,11 +1,12 @@
-"""How fast `dlfer predict` goes through a video, and whether it answers the same where it looks for faces less often.
+"""Speed of `dlfer predict` on a video, and agreement of the predictions if faces are detected less often.
 
-    python benchmarks/video_speed.py                   # the astronaut of docs/, under a camera that moves, zooms and tilts
-    python benchmarks/video_speed.py --video talk.mp4   # a video of one's own
+    python benchmarks/video_speed.py                   # a video of docs/astronaut.jpg with a moving, zooming, tilting
+    camera python benchmarks/video_speed.py --video talk.mp4   # your own video
 
-By turns: one step after the other without threads, on every frame; the same in the pipeline of `predict_inputs`; and that
-with the detector on every k-th frame. A video of one's own is the better witness of agreement, for a photograph keeps its
-expression. As a measure of what a difference means, `shifted` looks at every frame and moves each box by half a pixel.
+The variants, in turns: all steps sequentially without threads, on every frame; the same in the pipeline of
+`predict_inputs`; and the pipeline with detection on every k-th frame. Agreement is better measured on your own video,
+since the expression in a photograph does not change. For scale, the variant `shifted` detects faces in every frame and
+moves each box by half a pixel.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BATCH = 32
 
 
 def write_video(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[int, int] = (640, 480)) -> None:
-    """Write a video of a photograph that is moved by up to 110 pixels a second, zoomed, tilted, lit differently, with noise."""
+    """Write a video of a photograph: moved by up to 110 pixels a second, zoomed, tilted, with changing light, noise."""
     cv2, rng = load_opencv(), np.random.default_rng(0)
     photo = np.asarray(Image.open(PHOTO).convert("RGB"))
     height, width = photo.shape[:2]
@@ -49,7 +50,7 @@ def write_video(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[
 
 
 def predict_in_turn(predictor: FacePredictor, video: str, smooth: float) -> list[list[FacePrediction]]:
-    """Return the faces of each frame, by decoding, detection and classification one after the other, in batches."""
+    """Return the faces of each frame, with decoding, detection and classification done sequentially, in batches."""
     tracker, found = FaceTracker(smooth=smooth), []
     frames: list[tuple[float, np.ndarray]] = []
 
@@ -73,13 +74,13 @@ def predict_in_turn(predictor: FacePredictor, video: str, smooth: float) -> list
 def predict_video(
     predictor: FacePredictor, video: str, smooth: float, detect_every: int | None
 ) -> list[list[FacePrediction]]:
-    """Return the faces of each frame as `dlfer predict` gives them."""
+    """Return the faces of each frame as in `dlfer predict`."""
     results = predict_inputs(predictor, open_inputs([video]), smooth=smooth, detect_every=detect_every)
     return [result.faces for result in results]
 
 
 def compare(expected: list[list[FacePrediction]], found: list[list[FacePrediction]]) -> dict[str, object]:
-    """Return how the faces of frames agree with those that are expected; faces are the same where their boxes meet by half."""
+    """Return the agreement of faces with the expected ones; two faces match if their boxes overlap by at least 0.5."""
     pairs, num_faces = [], 0
     for faces, others in zip(expected, found, strict=True):
         num_faces += max(len(faces), len(others))
@@ -101,7 +102,7 @@ def compare(expected: list[list[FacePrediction]], found: list[list[FacePredictio
 
 
 def shift(predictor: FacePredictor) -> FacePredictor:
-    """Return a predictor whose boxes are half a pixel beside those of another."""
+    """Return a copy of a predictor whose boxes are shifted to the right by half a pixel."""
     moved = FacePredictor(predictor.classifier)
     detect = predictor.cropper.detect
 
@@ -116,7 +117,7 @@ def shift(predictor: FacePredictor) -> FacePredictor:
 
 
 def measure(predictor: FacePredictor, video: str, intervals: list[int], rounds: int, rows: list[dict]) -> None:
-    """Tell the frames a second of each way, and how its answers agree with those of the first, smoothed and not."""
+    """Print the speed of each variant and its agreement with the first one, with and without smoothing."""
     (about, *_), *frames = read_video(video)
     num_frames, auto = 1 + len(frames), choose_interval(None, about.rate)
     del frames
@@ -136,7 +137,7 @@ def measure(predictor: FacePredictor, video: str, intervals: list[int], rounds: 
 
 
 def describe_speed(timings: dict[str, Timing], name: str, num_frames: int) -> dict[str, object]:
-    """Return the speed of a way that was timed; nothing of another one."""
+    """Return the speed of a variant, or {} if it was not timed."""
     if name not in timings:
         return {}
     timing = timings[name]
@@ -148,7 +149,7 @@ def describe_speed(timings: dict[str, Timing], name: str, num_frames: int) -> di
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="lite2_96")
     parser.add_argument("--video", metavar="FILE", help="instead of the one that is made")

@@ -1,11 +1,12 @@
-"""experiments/dlfer.yaml walked for real: EfficientNet-B3 at 224 px, both stages, a few hundred steps each.
+"""Short real run of experiments/dlfer.yaml: EfficientNet-B3 at 224 px, both stages with a few hundred steps each.
 
     python benchmarks/walk_flagship.py --images tiny_imagenet/train --csv fer2013.csv --out build/walk --steps 200
 
-EF-FER1 streams a small data set that tfds has prepared (made here from class folders, with the feature and split names
-of imagenet2012); EF-FER2 trains on FER2013. Everything but the number of images, one epoch and the batch size is
-the file's own. Printed and written as JSON: images/s of each stage, peak memory, and the accuracies, which after so few
-steps say that it learns and no more. On two cores with 200 steps of 32 images: about 15 minutes a stage.
+EF-FER1 streams a small prepared tfds data set (made here from class folders, with the feature and split names of
+imagenet2012); EF-FER2 trains on FER2013. All settings are those of the file, except the data, the number of images, the
+epochs (one), the batch size and the warm-up. The result, printed and written as JSON, has the images/s of each stage,
+peak memory, and the accuracies, which after so few steps only show that the network learns. A stage takes about 15
+minutes on two cores with 200 steps of 32 images.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ FLAGSHIP = Path(__file__).parents[1] / "experiments" / "dlfer.yaml"
 
 
 def prepare_tfds(images: Path, data_dir: Path, *, num_train: int, num_validation: int) -> None:
-    """Write a prepared tfds data set from class folders of JPEG files, unless it is there.
+    """Write a prepared tfds data set from class folders of JPEG files, unless it exists.
 
     Args:
         images: folder with one folder of .JPEG files for each class.
-        data_dir: of tfds.
-        num_train, num_validation: images of each split, spread evenly over the classes.
+        data_dir: the data folder of tfds.
+        num_train, num_validation: number of images of each split, spread evenly over the classes.
     """
     if (data_dir / NAME).exists():
         return
@@ -67,7 +68,7 @@ def prepare_tfds(images: Path, data_dir: Path, *, num_train: int, num_validation
 
 
 def run_flagship(given: argparse.Namespace) -> Path:
-    """Run the experiment with the overrides of a walk and return the run's folder."""
+    """Run the experiment with the overrides for a short run, and return the run's folder."""
     num_train = given.steps * given.batch
     overrides = {
         "experiment.name": "walk",

@@ -1,15 +1,15 @@
-"""Does it cost accuracy to warp faces at their own 48 pixels and to resize them after, instead of one interpolation?
+"""Effect on accuracy of warping faces at 48 pixels and resizing them afterwards, instead of one interpolation.
 
     DLFER_DATA=... python benchmarks/warp_accuracy.py                  # two seeds, about 20 minutes on two idle cores
     python benchmarks/warp_accuracy.py --seeds 0 --set finetune.epochs=1 --set finetune.data.num_images.train=640
 
-The same training twice for each seed (experiments/lite2.yaml, half of Training, 5 epochs), judged on PublicTest and
-compared image by image:
+For each seed the same training (experiments/lite2.yaml, half of Training, 5 epochs) is run in both ways, evaluated on
+PublicTest, and compared image by image:
 
-    once    what dlfer does: each pixel of the network's size is sampled from the face of 48 x 48, one interpolation
-    twice   the face is warped at 48 x 48, and what came of it is resized: two interpolations, the second on blurred pixels
+    once    as in dlfer: each pixel of the network's input is sampled from the 48 x 48 face, with one interpolation
+    twice   the face is warped at 48 x 48, and the result is resized: two interpolations, the second of blurred pixels
 
-A run that is there is not trained again, and an interrupted one goes on.
+Existing runs are not repeated, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WAYS = ("once", "twice")
 
 
 def main() -> None:
-    """Train what is missing, and compare."""
+    """Train the missing runs, and compare the two ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds (default: 0 1)")
     parser.add_argument("--set", action="append", default=[], help="a key of the experiment, as for dlfer run")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def train(way: str, seed: int, given: argparse.Namespace) -> Predictions:
-    """Return the answers on PublicTest of one training, in a process of its own where it is not there yet."""
+    """Return one training's predictions on PublicTest; run or resume it in a child process if it has not finished."""
     folder = given.runs / f"{way}-{seed}"
     begun = sorted(folder.glob("lite2/*"))
     if not begun or open_run(begun[-1]).status != "finished":
@@ -70,7 +70,7 @@ def train(way: str, seed: int, given: argparse.Namespace) -> Predictions:
 
 
 def train_here(way: str, command: list[str]) -> None:
-    """Run a command of dlfer, with the warp as `way` has it."""
+    """Run a dlfer command in this process, with the warp replaced if `way` is "twice"."""
     from dlfer import cli
     from dlfer.model import face_input
 

@@ -6,7 +6,7 @@
     print(run.metrics.test.accuracy)
     probabilities = run.classifier.predict(images)
 
-The names of `dlfer.__all__` are public, and the classes of `dlfer.errors`; other modules may change without notice.
+The names in `dlfer.__all__` and the classes in `dlfer.errors` are public; other modules may change without notice.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 
 from dlfer._version import __version__
 
-# ONNX Runtime reports its use to its vendor, from its import on, unless it finds this.
+# Without this, ONNX Runtime sends usage data to its vendor as soon as it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# TensorFlow uses oneDNN by default only on x86 processors with AVX512-VNNI and later instructions. On one with AVX2, too, dlfer's
-# training steps are faster with it (benchmarks/cpu_settings.py). TensorFlow reads this when it is imported.
+# By default, TensorFlow uses oneDNN only on x86 processors with AVX512-VNNI or later instructions. With AVX2 alone it
+# makes dlfer's training steps faster as well (benchmarks/cpu_settings.py). TensorFlow reads the variable at its import.
 if sys.platform == "linux" and os.uname().machine == "x86_64":
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic. Tools for types
-# read __init__.pyi instead.
+# Public name -> (module, attribute), resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic. Type
+# checkers read __init__.pyi instead.
 _PLACES = {
     "DlferError": ("dlfer.errors", "DlferError"),
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
     "FacePredictor": ("dlfer.predict.predictor", "FacePredictor"),
     "Listener": ("dlfer.runs.listeners", "Listener"),
-    # dlfer.runs.run.Run is the directory, which commands write.
+    # Not dlfer.runs.run.Run, which is the internal class for writing a run directory.
     "Run": ("dlfer.api", "RunResult"),
     "Study": ("dlfer.api", "Study"),
     "ablate": ("dlfer.api", "ablate"),

@@ -1,4 +1,4 @@
-"""The public names for type checkers and editors, which do not resolve those of `__init__.py`."""
+"""Stub of the public names for type checkers and editors, which cannot resolve the lazy imports of `__init__.py`."""
 
 from dlfer._version import __version__ as __version__
 from dlfer.api import RunResult as Run

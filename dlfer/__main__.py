@@ -1,4 +1,4 @@
-"""python -m dlfer."""
+"""Entry point of `python -m dlfer`."""
 
 from dlfer.cli import main
 

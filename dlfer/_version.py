@@ -1,3 +1,3 @@
-"""The version of dlfer, where the build reads it without importing anything else."""
+"""The version of dlfer, in a module that the build reads without importing anything else."""
 
 __version__ = "0.2.0"

@@ -1,6 +1,6 @@
-"""The functions of `import dlfer` that train, evaluate and compare, and the runs and studies that they return.
+"""The public functions for training, evaluation and comparison, and the runs and studies that they return.
 
-They do what the commands of the same names do. `dlfer/__init__.py` says which names are public.
+Each function does the same as the command of its name. `dlfer/__init__.py` lists the public names.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from dlfer.runs.audit_record import AuditRecord
 
 Experiment = str | os.PathLike | ExperimentConfig
-"""A file, or what `load_experiment` returned."""
+"""The path of an experiment file, the name of a shipped experiment, or an experiment from `load_experiment`."""
 
 
 class RunKeywords(TypedDict, total=False):
-    """Keywords that `run`, `ablate`, `sweep` and `search` share.
+    """The keyword arguments that `run`, `ablate`, `sweep` and `search` have in common.
 
     Attributes:
         out: the folder of runs; by default saved_models/runs.
-        smoke: do everything on two small batches; the data need not be there.
-        max_hours: stop at a checkpoint after so many hours.
+        smoke: make a smoke run: two batches of at most eight images in every phase, synthetic if the data is missing.
+        max_hours: stop at a checkpoint after this number of hours.
         require_gpu: refuse to run without a GPU.
-        use_cache: take EF-FER1 from the cache if it was trained before (the default).
+        use_cache: read EF-FER1 from the cache if it was trained before (the default).
     """
 
     out: str | os.PathLike | None
@@ -55,39 +55,39 @@ class RunKeywords(TypedDict, total=False):
 
 
 class _Directory:
-    """What runs and studies have in common: the directory that they are read from."""
+    """The base class of runs and studies, which read everything from a run directory."""
 
     def __init__(self, folder: Path | str) -> None:
         self._run = Run(Path(folder))
 
     @property
     def folder(self) -> Path:
-        """The run directory; see the reference of files for what is in it."""
+        """The path of the run directory; the file reference describes its contents."""
         return self._run.path
 
     @property
     def report(self) -> Path:
-        """The path of report.html, which is written at the end."""
+        """The path of report.html, which is written at the end of the run or study."""
         return self.folder / "report.html"
 
     @property
     def status(self) -> str:
-        """running, interrupted (its process is gone), stopped, failed or finished."""
+        """The status: "running", "interrupted" (its process no longer exists), "stopped", "failed" or "finished"."""
         return self._run.status
 
     @property
     def kind(self) -> str:
-        """run, ablation, sweep, search or cross_validation."""
+        """The kind: "run", "ablation", "sweep", "search" or "cross_validation"."""
         return self._run.kind
 
     @cached_property
     def config(self) -> ExperimentConfig:
-        """The experiment in full, as it was run."""
+        """The complete experiment, with all defaults and overrides."""
         return self._run.config()
 
 
 class RunResult(_Directory):
-    """A run: what `run` returns, and `open_run` for an earlier one. Everything is read from its folder when it is asked for.
+    """A run, as returned by `run`, or by `open_run` for an earlier one; its properties are read from the run's folder.
 
     Example:
         >>> run = dlfer.run("experiments/quickstart.yaml")
@@ -104,16 +104,16 @@ class RunResult(_Directory):
         """The contents of metrics.json: `metrics.test`, `metrics.validation` and so on, each with 95 % intervals.
 
         Raises:
-            ModelError: the run was not finished, so that there are none.
+            ModelError: the run has no metrics, for example because it has not finished, or the file is damaged.
         """
         return require_metrics(self.folder)
 
     @property
     def history(self) -> dict[str, dict[str, list]]:
-        """The epochs of each stage that was trained: stage -> column of history.csv -> one value an epoch.
+        """The learning curves of each trained stage: stage -> column of history.csv -> list with one value per epoch.
 
-        The stages are "pretrain" and "finetune". A loss is in nats, an accuracy in 0..1, and a value that is not finite is
-        None. An ensemble has no history of its own: its members are runs with one.
+        The stages are "pretrain" and "finetune". Losses are in nats, accuracies in [0, 1]; missing and non-finite
+        values are None. The history of an ensemble is empty; its members are runs with their own history.
         """
         found = {stage: read_history(self.folder / stage / "history.csv") for stage in STAGES}
         return {
@@ -124,10 +124,10 @@ class RunResult(_Directory):
 
     @cached_property
     def classifier(self) -> Engine:
-        """The trained model, loaded when it is first asked for; as `load` gives it.
+        """The trained model, loaded on first access as by `load`.
 
         Raises:
-            ModelError: the run was not finished, so that there is none.
+            ModelError: the run has no model, for example because it has not finished, or its artifact is damaged.
         """
         from dlfer.predict.engines import load_model
 
@@ -141,14 +141,15 @@ class RunResult(_Directory):
         max_hours: float | None = None,
         accept_changes: bool = False,
     ) -> RunResult:
-        """Go on from the last checkpoint; a finished run stays as it is.
+        """Continue the run from its last checkpoint, and return it; a finished run is left unchanged.
 
         Args:
-            callbacks, progress, max_hours: as `run` takes them.
-            accept_changes: go on although data, experiment or software has changed; the report says so.
+            callbacks, progress, max_hours: as for `run`.
+            accept_changes: resume even if the data, the experiment or the software has changed; the report notes it.
 
         Raises:
-            ResumeError: something has changed, and `accept_changes` is false.
+            ResumeError: the data, the experiment or the software has changed, and `accept_changes` is false.
+            TrainingStopped: by Ctrl-C or SIGTERM; the run can be resumed again.
 
         Example:
             >>> run = dlfer.run("experiments/quickstart.yaml", max_hours=0.01)
@@ -194,7 +195,9 @@ class RunResult(_Directory):
 
 
 class Study(_Directory):
-    """An ablation, a sweep or a search, as `ablate`, `sweep` and `search` return it; `open_run` also opens a cross-validation.
+    """An ablation, sweep or search, as returned by `ablate`, `sweep` and `search`, or by `open_run` for an earlier one.
+
+    `open_run` also opens a cross-validation, which only the command `dlfer crossval` can start.
 
     Example:
         >>> study = dlfer.ablate("experiments/quickstart.yaml", seeds=[0, 1, 2])
@@ -204,35 +207,40 @@ class Study(_Directory):
 
     @property
     def comparison(self) -> ComparisonRecord | None:
-        """The contents of comparison.json: the table of arms or cells and the verdicts; None for a search without any."""
+        """The contents of comparison.json: the table of arms or cells, and the verdicts; None if there is no file."""
         return ComparisonRecord.read(self.folder)
 
     @property
     def members(self) -> list[MemberRow]:
-        """The rows of members.csv: arm, seed, status, accuracies, settings; the trials of a search."""
+        """The rows of members.csv, one per member (of a search, per trial): arm, seed, status, accuracies, settings."""
         return read_member_rows(self.folder)
 
     @property
     def runs(self) -> list[RunResult]:
-        """The runs of the members that have begun, in the order of `members`."""
+        """The runs of the members that have started, in the order of `members`."""
         folders = (row.find_folder(self.folder) for row in self.members)
         return [RunResult(folder) for folder in dict.fromkeys(folders) if folder is not None]
 
     @property
     def best(self) -> dict[str, ExperimentConfig]:
-        """The best experiment of each arm of a search on validation, ready for `run`; empty before a trial has a score.
+        """The experiments of a search's best trials on validation, ready for `run`; empty before a trial has a score.
 
-        The keys are "best", or "best-<arm>" for each arm of a search with `ablation=True`. A sweep and an ablation have none.
+        The key is "best", or "best-<arm>" for each arm of a search with `ablation=True`. Empty for other studies.
         """
         return {path.stem: load_experiment(path) for path in sorted(self.folder.glob("best*.yaml"))}
 
     def resume(
         self, *, workers: int | None = None, max_hours: float | None = None, accept_changes: bool = False
     ) -> Study:
-        """Go on: finished members stay, the others continue from their checkpoints. The arguments are those of `ablate`.
+        """Continue the study, and return it: finished members are kept, the others continue from their checkpoints.
+
+        Args:
+            workers, max_hours: as for `ablate`.
+            accept_changes: resume even if the data, the experiment or the software has changed.
 
         Raises:
-            ResumeError: data, experiment or software has changed, and `accept_changes` is false.
+            ResumeError: the data, the experiment or the software has changed, and `accept_changes` is false.
+            TrainingStopped: by Ctrl-C or SIGTERM; the study can be resumed again.
 
         Example:
             >>> study = dlfer.open_run("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d-ablation")
@@ -262,7 +270,7 @@ class Study(_Directory):
         return f"Study({str(self.folder)!r}, kind={self.kind!r}, status={self.status!r}, members={len(self.members)})"
 
     def _repr_html_(self) -> str:
-        # The trials of a search are ranked by their score, an ablation's and a sweep's members have none.
+        # Only the trials of a search have a score.
         value = "score" if self.kind == "search" else "validation_accuracy"
         rows = [
             (
@@ -289,24 +297,25 @@ def run(
     progress: bool = True,
     **options: Unpack[RunKeywords],
 ) -> RunResult:
-    """Run an experiment from data to report: EF-FER1, EF-FER2, evaluation; as the command `dlfer run` does.
+    """Run an experiment from data to report: train EF-FER1 and EF-FER2, and evaluate the model, as `dlfer run` does.
 
-    Ctrl-C, or "interrupt" in a notebook, stops at a checkpoint after the present step.
+    Ctrl-C, or "interrupt" in a notebook, stops the run with a checkpoint after the current step.
 
     Args:
-        experiment: a file, or what `load_experiment` returned.
-        overrides: dotted key -> value, as `load_experiment` takes them.
-        callbacks: objects of classes derived from `Listener`; told of steps and epochs. For an ensemble, also of its members.
-        progress: whether to say on stderr how it goes; warnings are shown in any case.
+        experiment: the path of an experiment file, the name of a shipped experiment, or a result of `load_experiment`.
+        overrides: dotted key -> value, as for `load_experiment`.
+        callbacks: instances of subclasses of `Listener`; their methods are called at the start, steps, epochs and end
+            of this run, and of the runs of an ensemble's members.
+        progress: whether to report progress on stderr; warnings are always shown.
         **options: out, smoke, max_hours, require_gpu, use_cache; see `dlfer run --help`.
 
     Returns:
-        The run; with `max_hours` its status may be "stopped": `run.resume()` goes on.
+        The run. If `max_hours` ended it, its status is "stopped", and `run.resume()` continues it.
 
     Raises:
-        UserError: the experiment, the data or the environment is wrong (ConfigError, DataError ...).
-        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` can be resumed.
-        NonFiniteError: the loss became NaN or infinite.
+        UserError: the experiment, the data or the environment is invalid (ConfigError, DataError ...).
+        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` is that of the run, which can be resumed.
+        NonFiniteError: the loss or a weight became NaN or infinite.
 
     Example:
         >>> run = dlfer.run("experiments/quickstart.yaml", {"finetune.epochs": 3}, out="runs")
@@ -329,20 +338,20 @@ def ablate(
     workers: int | None = None,
     **options: Unpack[RunKeywords],
 ) -> Study:
-    """Run an experiment with and without EF-FER1 over seeds, and compare the two; as `dlfer ablate` does.
+    """Run an experiment with and without EF-FER1 for several seeds, and compare the two arms, as `dlfer ablate` does.
 
-    The members are trained in child processes that import nothing of the calling script, so that no
-    `if __name__ == "__main__":` is needed.
+    The members are trained in child processes, which do not import the calling script, so it needs no
+    `if __name__ == "__main__":`.
 
     Args:
-        experiment, overrides, **options: as `run` takes them.
-        seeds: instead of ablation.seeds.
-        workers: how many members train at a time; by default one for each GPU, or one.
+        experiment, overrides, **options: as for `run`.
+        seeds: different integers from 0; they replace ablation.seeds of the experiment.
+        workers: number of members that train at the same time; by default one per GPU, or one without GPUs.
 
     Raises:
-        ConfigError: the experiment has no EF-FER1 to leave out.
-        DlferError: a member failed; the others were run.
-        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` can be resumed.
+        ConfigError: the experiment has no EF-FER1 that could be left out.
+        DlferError: a member failed; the other members have run.
+        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` is that of the study, which can be resumed.
 
     Example:
         >>> study = dlfer.ablate("experiments/quickstart.yaml", seeds=[0, 1, 2], workers=2)
@@ -359,17 +368,17 @@ def sweep(
     workers: int | None = None,
     **options: Unpack[RunKeywords],
 ) -> Study:
-    """Run every cell of an experiment's `sweep` over seeds, and rank them on validation; as `dlfer sweep` does.
+    """Run every cell of an experiment's `sweep` with each seed, and rank them on validation, as `dlfer sweep` does.
 
     Args:
-        experiment, overrides, **options: as `run` takes them.
-        seeds: instead of sweep.seeds.
-        workers: as `ablate` takes it.
+        experiment, overrides, **options: as for `run`.
+        seeds: different integers from 0; they replace sweep.seeds of the experiment.
+        workers: as for `ablate`.
 
     Raises:
         ConfigError: the experiment has no section `sweep`.
-        DlferError: a member failed; the others were run.
-        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` can be resumed.
+        DlferError: a member failed; the other members have run.
+        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` is that of the study, which can be resumed.
 
     Example:
         >>> grid = {"sweep.grid": {"finetune.batch_size": [32, 64]}}
@@ -389,18 +398,20 @@ def search(
     ablation: bool = False,
     **options: Unpack[RunKeywords],
 ) -> Study:
-    """Search the space of an experiment for its best keys on validation; as `dlfer search` does. Test stays closed.
+    """Search the space of an experiment for the settings that are best on validation, as `dlfer search` does.
+
+    Trials are never evaluated on the test split.
 
     Args:
-        experiment, overrides, **options: as `run` takes them.
-        trials: at most so many for each arm, instead of search.trials.
-        workers: how many trials run at a time.
-        ablation: tune with EF-FER1 and without, and compare the winners on test.
+        experiment, overrides, **options: as for `run`.
+        trials: the maximum number of trials per arm; it replaces search.trials of the experiment.
+        workers: number of trials that run at the same time.
+        ablation: search with and without EF-FER1 separately, and compare the best trials of the two on the test split.
 
     Raises:
-        UserError: the experiment has no `search`, or its space or engine is wrong.
-        DlferError: the first trials fail alike.
-        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` can be resumed.
+        UserError: the experiment has no `search`, or its space or engine is invalid.
+        DlferError: the first trials failed for the same reason.
+        TrainingStopped: by Ctrl-C or SIGTERM; its `folder` is that of the study, which can be resumed.
 
     Example:
         >>> study = dlfer.search("experiments/search.yaml", trials=20)
@@ -420,14 +431,14 @@ def search(
 
 
 def open_run(name: str | os.PathLike, out: str | os.PathLike | None = None) -> RunResult | Study:
-    """Return an earlier run, ablation, sweep, search or cross-validation.
+    """Open an earlier run, or an earlier ablation, sweep, search or cross-validation.
 
     Args:
-        name: its folder, or the beginning of its name in the folder of runs.
+        name: the path of its folder, or the beginning of its name in the folder of runs.
         out: the folder of runs; by default saved_models/runs.
 
     Raises:
-        ModelError: there is none, or more than one.
+        ModelError: no run has this name, or more than one.
 
     Example:
         >>> dlfer.open_run("quickstart/20261121T1015").metrics.test.n
@@ -446,24 +457,24 @@ def evaluate(
     corrupt: bool = False,
     attributes: str | os.PathLike | None = None,
 ) -> Metrics:
-    """Evaluate a trained model on other data, or a run on its own test or validation split; as `dlfer evaluate` does.
+    """Evaluate a trained model on other data, or a run on a split of its own data, as `dlfer evaluate` does.
 
     Args:
-        model: a run, the name of a model, or a folder.
-        data: class folders, a csv in the layout of FER2013, a zip with either, an .npz of arrays or an experiment file; or
-            (images, labels) in memory: uint8 [N, H, W] or [N, H, W, 1 or 3], and N names of the model's labels or int
-            indices of them.
-        split: "test", "validation" or "train", or FER2013's name of it, e.g. "PrivateTest"; by default the first of these that
-            there is.
-        views: test-time augmentation, e.g. ["mirror", "ten_crop"]; each in an entry of `metrics.views`.
-        corrupt: also evaluate on noisy, blurred, dark and other corrupted images; slow.
-        attributes: a csv with id,attribute,...: also evaluate by group.
+        model: a run, the name of a model or run, or the folder of one.
+        data: class folders, a csv in the layout of FER2013, a zip with either, an .npz of arrays or an experiment file;
+            or (images, labels) in memory: uint8 [N, H, W] or [N, H, W, 1 or 3], and N label names or int indices of the
+            model's labels. None: the run's own data.
+        split: "test", "validation" or "train", or FER2013's name for it, e.g. "PrivateTest"; by default the first of
+            these that exists.
+        views: test-time augmentation, e.g. ["mirror", "ten_crop"]; each view has an entry in `metrics.views`.
+        corrupt: whether to evaluate on noisy, blurred, dark and otherwise corrupted images as well, which is slow.
+        attributes: a csv with the columns id,attribute,... for an additional evaluation by group.
 
     Returns:
-        The metrics; `metrics.test` is about the images given.
+        The metrics; `metrics.test` has those of the evaluated images, whichever split they are from.
 
     Raises:
-        UserError: model or data is not found, or they do not fit.
+        UserError: the model or the data is not found, or the data does not fit the model.
 
     Example:
         >>> dlfer.evaluate("lite2_96", "my_faces").test.accuracy.value
@@ -483,16 +494,16 @@ def evaluate(
 def compare(
     *runs: str | os.PathLike | RunResult, split: str | None = None, data: str | os.PathLike | None = None
 ) -> ModelComparison:
-    """Compare two or more finished runs and models on the same images: paired differences, and which are significant.
+    """Compare two or more finished runs or models on the same images, with paired tests of their accuracies.
 
     Args:
-        *runs: runs, their folders or the beginnings of their names; shipped models by name; or files of predictions (.npz).
-        split: "test" or "validation"; by default test if all have it.
-        data: labelled images that all of them predict now, as `evaluate` takes it. By default runs have their predictions,
-            and models predict the data of the first run.
+        *runs: runs, their folders or the beginnings of their names; names of shipped models; or predictions files.
+        split: "test" or "validation"; by default test if all have it, else validation.
+        data: labelled images that all of them are to predict: a path, as for `evaluate`. By default the stored
+            predictions of runs are compared, and models without any predict the data of the first run.
 
     Raises:
-        UserError: fewer than two, or labels, targets or images do not match.
+        UserError: there are fewer than two, or their labels, targets or images do not match.
 
     Example:
         >>> for pair in dlfer.compare(run, "quickstart/20261121T1015").pairs:
@@ -510,20 +521,21 @@ def audit(
     splits: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
 ) -> AuditRecord:
-    """Look for duplicates, contradicting labels, empty images and outliers in arrays; as `dlfer audit` does with files.
+    """Find duplicates, conflicting labels, constant images and outliers in arrays, as `dlfer audit` does in files.
 
     Args:
         images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), values 0 to 255.
-        labels: N names or whole numbers.
-        splits: N names, e.g. "train" and "test": also look for duplicates across them (`leaks`); by default one split.
-        ids: N different names of the images, by which the record names them; by default "0", "1" and so on.
+        labels: N names or integers.
+        splits: N names of splits, e.g. "train" and "test", between which duplicates are counted in `leaks`; by default
+            all images are one split.
+        ids: N different ids of the images, which the record uses; by default "0", "1" and so on.
 
     Returns:
-        The record: counts such as `duplicate_groups`, `conflicting_groups` and `near_constant_images`, and the images
-        themselves in `samples`, `flat` and `outliers`.
+        The audit record: counts such as `duplicate_groups`, `conflicting_groups` and `near_constant_images`, and the
+        images that were found in `samples`, `flat` and `outliers`.
 
     Raises:
-        DataError: the arrays are not of that form, or their lengths differ.
+        DataError: an array has another shape or dtype, or the lengths differ.
 
     Example:
         >>> images = np.zeros((3, 48, 48), np.uint8)
@@ -566,11 +578,11 @@ def _check_double(name: str, key: str, options: RunOptions) -> None:
 
 
 def _start(verb: str, callbacks: Iterable[Listener] = ()) -> tuple[Listener, ...]:
-    """Do what precedes every training; return the callbacks, which must be listeners.
+    """Prepare this process for a training, and return the callbacks as a tuple after checking that they are listeners.
 
     Raises:
-        UserError: one of the callbacks is no listener.
-        EnvironmentProblem: this process is one of several hosts.
+        UserError: a callback is not an instance of `Listener`.
+        EnvironmentProblem: this process belongs to a cluster of several hosts.
     """
     from dlfer.train.progress import check_alone
 
@@ -614,7 +626,7 @@ def _check_seeds(seeds: Sequence[int]) -> list[int]:
     """Return the seeds as ints.
 
     Raises:
-        UserError: there are none, one is no whole number from 0, or one stands twice: one training would pass for two.
+        UserError: there are none, one is not an integer from 0, or one is repeated: its training would count twice.
     """
     expected = f"seeds: found {seeds!r}, expected different whole numbers from 0, e.g. [0, 1, 2]."
     try:
@@ -627,7 +639,7 @@ def _check_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def _return_on_time(stop: TrainingStopped) -> Path:
-    """Return the folder of what max_hours stopped, which was asked for; raise what else stopped it."""
+    """Return the folder of the run or study if `max_hours` stopped it, as requested; otherwise raise `stop`."""
     if stop.reason != "--max-hours" or stop.folder is None:
         raise stop
     return stop.folder

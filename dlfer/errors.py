@@ -1,21 +1,21 @@
-"""Every exception that dlfer raises on purpose.
+"""The exceptions that dlfer raises for errors that it can explain.
 
-    DlferError                 something went wrong that dlfer can explain     exit code 1
-    ├── UserError              what the user gave is wrong                     exit code 2
-    │   ├── ConfigError        an experiment file, a --set, or where to write
-    │   ├── DataError          rows, images, folders, labels
-    │   │   └── MissingDataError   the data is not there; the message says where to get it
+    DlferError                 the base class                                       exit code 1
+    ├── UserError              an input or the environment is invalid               exit code 2
+    │   ├── ConfigError        an experiment file, a --set value or an output path is invalid
+    │   ├── DataError          rows, images, folders or labels are invalid
+    │   │   └── MissingDataError   the data is missing; the message says where to get it
     │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
-    │   ├── ResumeError        a run to resume whose data, experiment or software changed since it began
-    │   ├── ModelError         a model or run that is not found, damaged or does not fit
-    │   └── EnvironmentProblem a package or a device that the command needs is absent
-    ├── TransferError          weights that do not carry over exactly
-    ├── ExportError            an exported model that does not answer as its artifact does
+    │   ├── ResumeError        the data, experiment or software of a run to resume has changed since it started
+    │   ├── ModelError         a model or run is not found, is damaged, or does not fit the data
+    │   └── EnvironmentProblem a required package or device is missing
+    ├── TransferError          the weights of one stage do not match the network of the next
+    ├── ExportError            an exported model's predictions differ from those of its artifact
     ├── NonFiniteError         a loss or a weight became NaN or infinite in training
-    ├── WorkerLost             another process of a training over several hosts is gone
-    └── TrainingStopped        training was asked to stop and stands at a checkpoint
+    ├── WorkerLost             another process of a training on several hosts was lost
+    └── TrainingStopped        training was stopped on request, with a checkpoint
 
-A message says where, what was found, what was expected, and how to fix it.
+A message says where the problem is, what was found, what was expected, and how to fix it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import re
 from pathlib import Path
 
 DEBUG = "DLFER_DEBUG"
-"""Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
+"""Environment variable that turns on full error output; `--debug` sets it, and child processes inherit it."""
 MAX_FOREIGN = 200
-"""Characters of another library's message that stand in one of dlfer's; with `--debug` all of it does."""
+"""Maximum number of characters that a message quotes of another library's message; unlimited with `--debug`."""
 
 
 def shorten(text: object, path: object = None, *, most: int = MAX_FOREIGN) -> str:
-    """Return what another library says on one line of at most `most` characters, cut between words; all of it with `--debug`.
+    """Return another library's message on one line, cut between words to `most` characters; uncut with `--debug`.
 
     Args:
-        text: a message or an exception, of the operating system without its number and file.
-        path: which dlfer's own message names, so that it need not stand in this one, too.
-        most: characters.
+        text: a message or an exception; of an OSError only its `strerror` is used, without the number and the file.
+        path: a path that dlfer's own message names already; it is replaced by "it".
+        most: maximum number of characters.
 
     Example:
         >>> shorten(ValueError("no\\n  such   file"))
@@ -53,9 +53,10 @@ def shorten(text: object, path: object = None, *, most: int = MAX_FOREIGN) -> st
 
 
 class DlferError(Exception):
-    """Something went wrong that dlfer can explain; the command exits with `exit_code`.
+    """The base class of all errors that dlfer can explain; its subclasses are in `dlfer.errors`.
 
-    It is the base of every exception that dlfer raises on purpose; the others are in `dlfer.errors`.
+    Attributes:
+        exit_code: the exit code of a command that ends with this error: 1, or 2 for invalid input (`UserError`).
 
     Example:
         >>> try:
@@ -68,45 +69,45 @@ class DlferError(Exception):
 
 
 class UserError(DlferError):
-    """What the user gave is wrong: one message, no traceback."""
+    """The user's input or environment is invalid; a command prints the message without a traceback."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """An experiment file, a value given by --set, or a place to write to is wrong."""
+    """An experiment file, a `--set` value or an output path is invalid."""
 
 
 class DataError(UserError):
-    """Rows, images, folders or labels are wrong."""
+    """Rows, images, folders or labels of the data are invalid."""
 
 
 class MissingDataError(DataError):
-    """The data is not where the experiment says; the message tells where to obtain it."""
+    """The data is not at the experiment's path; the message says where to get it."""
 
 
 class ProtocolError(UserError):
-    """A split, balance or evaluation that the chosen protocol forbids."""
+    """The chosen protocol forbids a split, a balance or an evaluation."""
 
 
 class ModelError(UserError):
-    """A model or a run that is not found, is damaged, or does not fit the data."""
+    """A model or a run is not found, is damaged, or does not fit the data."""
 
 
 class ResumeError(UserError):
-    """A run is to be continued whose data, experiment or software has changed since it began."""
+    """The data, the experiment or the software of a run to resume has changed since the run started."""
 
 
 class EnvironmentProblem(UserError):
-    """A package or a device that the command needs is absent."""
+    """A package, a device or another part of the environment that is required is missing or unsuitable."""
 
 
 class TransferError(DlferError):
-    """Weights that do not carry over exactly from one stage to the next."""
+    """Weights do not match the network that they are loaded into, for example that of the next stage."""
 
 
 class ExportError(DlferError):
-    """An exported model that does not answer as its artifact does; it is not kept."""
+    """An export failed, usually since the exported model's predictions differ from its artifact's; it is not kept."""
 
 
 class NonFiniteError(DlferError):
@@ -114,15 +115,16 @@ class NonFiniteError(DlferError):
 
 
 class WorkerLost(DlferError):
-    """Another process of a training over several hosts is gone; the last checkpoint stands."""
+    """Another process of a training on several hosts was lost; the last checkpoint remains valid."""
 
 
 class TrainingStopped(DlferError):
-    """Training was asked to stop (a signal, --max-hours) and stands at a checkpoint.
+    """Training was stopped by a signal or by `--max-hours`, with a checkpoint from which it can be resumed.
 
     Attributes:
-        reason: what asked for the stop, e.g. "SIGTERM", "Ctrl-C" or "--max-hours".
-        folder: of the run, ablation, sweep or search that was stopped; None until that has recorded the stop.
+        reason: what stopped it, e.g. "SIGTERM", "Ctrl-C" or "--max-hours".
+        folder: the folder of the stopped run or study; None until the run or study has recorded the stop.
+        exit_code: 143 for SIGTERM, 130 for Ctrl-C, 0 otherwise.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -133,10 +135,10 @@ class TrainingStopped(DlferError):
 
 
 class Signalled(KeyboardInterrupt):
-    """A signal that ends the work as Ctrl-C does.
+    """A signal that interrupts the process like Ctrl-C.
 
     Attributes:
-        number: of the signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:

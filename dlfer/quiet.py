@@ -1,4 +1,4 @@
-"""What libraries say to stderr by themselves, kept back in commands for people."""
+"""Suppression of the messages that TensorFlow, OpenCV and other libraries write to stderr."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _ADVICE = (
 
 
 def hush_libraries() -> None:
-    """Keep back what TensorFlow says of processors and plugins when it is imported from here on, and what OpenCV and FFmpeg say of files.
+    """Suppress TensorFlow's messages on processors and plugins at its import, and those of OpenCV and FFmpeg on files.
 
-    TensorFlow's C++ libraries also log as errors what is none (oneDNN: an unsupported data type, in the first step of a training);
-    a failure raises an exception as well. What cannot be decoded is an error of dlfer's own, which names the file.
+    TensorFlow's C++ code also logs harmless events as errors (oneDNN: an unsupported data type, in the first training
+    step); a real failure raises an exception as well. For a file that cannot be decoded, dlfer has an error of its own.
 
-    Its C++ libraries write some lines to the file descriptor 2 before they read TF_CPP_MIN_LOG_LEVEL, which no setting
-    stops. With DLFER_DEBUG in the environment nothing is kept back.
+    Some lines are written to file descriptor 2 before TF_CPP_MIN_LOG_LEVEL is read, so no setting prevents them, and
+    the import runs with the descriptor redirected. Nothing is suppressed if DLFER_DEBUG is set in the environment.
     """
     if os.environ.get(DEBUG):
         return
-    # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
+    # tqdm, which a dependency imports, warns of this in notebooks without ipywidgets.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    # TensorFlow takes the programs of a network, one for each size of image, for a mistake of its user.
-    # tensorflow_datasets calls functions of TensorFlow's that are deprecated.
-    # Matplotlib says where it keeps its fonts, where the home folder cannot be written.
+    # TensorFlow warns of retracing, although a network needs one graph for each image size.
+    # tensorflow_datasets calls deprecated functions of TensorFlow.
+    # Matplotlib reports where it caches its fonts if the home folder is not writable.
     for name in ("tensorflow", "absl", "matplotlib", "matplotlib.font_manager"):
         logging.getLogger(name).addFilter(_is_no_advice)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,20 +50,22 @@ def hush_libraries() -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Tell whether a message is other than advice on how a library is to be called, or where it keeps its caches."""
+    """Return whether a message is to be shown: false for advice on the use of a library and for notes on its caches."""
     said = record.getMessage()
     return not any(text in said for text in _ADVICE)
 
 
 class _QuietImport:
-    """Finds tensorflow, however often it is looked for before, and executes it with the file descriptor 2 on a file, which an
-    exception shows."""
+    """An import finder that executes the module tensorflow under `keep_back_stderr`.
+
+    `_is_looking` lets the other finders answer its own lookup, so the module may be looked up more than once.
+    """
 
     def __init__(self) -> None:
         self._is_looking = False
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return the specification of tensorflow, with another loader; None for every other module."""
+        """Return the spec of tensorflow with a wrapped loader; None for every other module."""
         if name != "tensorflow" or self._is_looking:
             return None
         self._is_looking = True
@@ -78,7 +80,7 @@ class _QuietImport:
 
 @contextmanager
 def keep_back_stderr() -> Iterator[None]:
-    """Keep back what libraries write to the file descriptor 2 meanwhile; an exception shows it, as DLFER_DEBUG does."""
+    """Withhold what is written to file descriptor 2, unless an exception is raised or DLFER_DEBUG is set."""
     if os.environ.get(DEBUG):
         yield
         return

@@ -1,5 +1,5 @@
-"""Experiment files: what keys there are, how they are read, checked and overridden.
+"""Experiment files: their schema, and how they are read, overridden and validated.
 
-What enters is a YAML file, with overrides in dotted keys. What leaves is an `ExperimentConfig`, or one error that names
-every problem of the file. Nothing else in dlfer reads YAML.
+The input is a YAML file, with overrides as dotted keys. The output is an `ExperimentConfig`, or one error that lists
+every problem of the file. No other part of dlfer reads YAML.
 """

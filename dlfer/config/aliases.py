@@ -1,6 +1,6 @@
-"""The names that other tools have for a verb, an option or a key of dlfer: one table, from which messages name the right one.
+"""Names that other tools use for a command, an option or a key of dlfer, for suggestions in error messages.
 
-Nothing is ever taken for what it may mean: a name in here is an error, and its message says what dlfer calls it.
+These names are not accepted as synonyms: each is an error whose message gives dlfer's own name.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ VERBS = {
     "version": "--version",
     "help": "--help",
 }
-"""Word -> what to type instead of it, a verb of dlfer first."""
+"""Wrong verb -> what to type instead: a verb of dlfer, or an option."""
 
 OPTIONS = {
     "h": ("--help",),
@@ -156,7 +156,7 @@ OPTIONS = {
     "grep": ("--filter",),
     "where": ("--filter",),
 }
-"""Option without its dashes -> options and arguments of dlfer; those that the verb has are named."""
+"""Wrong option without its dashes -> options and arguments of dlfer; only those of the current verb are suggested."""
 
 KEYS = {
     "epoch": (".epochs",),
@@ -282,11 +282,11 @@ KEYS = {
     "n_trials": ("search.trials",),
     "seeds": ("ablation.seeds", "sweep.seeds"),
 }
-"""Last part of a key -> dotted keys, of a stage where they begin with a dot; those with a value are what a flag means."""
+"""Last part of a wrong key -> dotted keys: with a leading dot those of a stage, with a value those that set a flag."""
 
 
 def fold_word(word: str) -> str:
-    """Return a word as the tables have it: without dashes before it, in lower case, with underscores.
+    """Return a word in the form of the tables' keys: without leading dashes, in lower case, with underscores.
 
     Example:
         >>> fold_word("--Batch-Size")
@@ -296,17 +296,17 @@ def fold_word(word: str) -> str:
 
 
 def find_verb(word: str) -> str | None:
-    """Return what to type instead of a word that is no verb; None where the table does not have it."""
+    """Return what to type instead of a wrong verb; None if the table does not contain it."""
     return VERBS.get(fold_word(word))
 
 
 def find_options(word: str, available: Sequence[str]) -> list[str]:
-    """Return the options and arguments among those of a verb that a wrong option may mean."""
+    """Return those of a verb's options and arguments that a wrong option may stand for."""
     return [name for name in OPTIONS.get(fold_word(word), ()) if name in available]
 
 
 def find_keys(key: Sequence[str]) -> list[str]:
-    """Return the dotted keys that an unknown key may mean, those of its own stage, else of finetune; [] for unknown names.
+    """Return the dotted keys that an unknown key may stand for, in its own stage or else in finetune; [] if none.
 
     Example:
         >>> find_keys(("lr",)), find_keys(("pretrain", "bs"))

@@ -1,7 +1,7 @@
-"""The dotted keys that the schema knows, and what is wrong with those of an experiment.
+"""The dotted keys of the schema, and the validation of an experiment against it.
 
-Of a key that the schema does not know the nearest one is named. All problems of an experiment are told at once, each in the words
-of the person who wrote the file.
+For an unknown key the nearest known one is suggested. All problems of an experiment are reported at once, in terms of
+the keys in the file and not of pydantic's types.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Key = tuple[str, ...]
 RENAMED_KEYS = {
     "data.drop_twins": "data.drop_duplicates",
 }
-"""Former name of a key -> its name now, both as dotted endings of a key, of the same number of words. An experiment file
-that has a former name is refused with the new one; the record that an earlier version wrote is read."""
+"""Former name of a key -> current name, both as the last parts of a dotted key, with the same number of parts. A former
+name is an error in an experiment file, whose message gives the current one, but is accepted in records of old runs."""
 
 _HOLDS_KEYS = (
     ("search", "space"),
@@ -39,11 +39,11 @@ _HOLDS_KEYS = (
     ("ablation", "with"),
     ("ablation", "without"),
 )
-"""Sections whose own keys are dotted keys, or names that may hold dots."""
+"""Sections whose keys are dotted keys themselves, or names that may contain dots."""
 
 
 def get_alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, without the wrapping of Annotated; a plain type is one member."""
+    """Return the members of a union type, without Annotated; for any other type, a tuple of that type alone."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return get_alternatives(typing.get_args(annotation)[0])
@@ -61,7 +61,7 @@ def get_section(annotation: Any) -> type[Section] | None:
 
 
 def get_mapping_value(annotation: Any) -> Any | None:
-    """Return the type of the values where an annotation allows a dict with free keys, else None."""
+    """Return the type of the values if an annotation allows a dict with arbitrary keys, else None."""
     for part in get_alternatives(annotation):
         if typing.get_origin(part) is dict:
             return typing.get_args(part)[1]
@@ -69,18 +69,18 @@ def get_mapping_value(annotation: Any) -> Any | None:
 
 
 def is_nullable(annotation: Any) -> bool:
-    """Return whether null is a value of the annotation."""
+    """Return whether an annotation allows null."""
     return type(None) in get_alternatives(annotation)
 
 
 def split_key(dotted: str) -> Key:
-    """Return the parts of a dotted key; what follows search.space or sweep.grid is one part, itself a dotted key."""
+    """Return the parts of a dotted key; what follows a section of _HOLDS_KEYS, e.g. search.space, is a single part."""
     parts = tuple(dotted.split("."))
     return (*parts[:2], ".".join(parts[2:])) if parts[:2] in _HOLDS_KEYS and len(parts) > 2 else parts
 
 
 def find_annotation(key: Key) -> Any | None:
-    """Return the type that the schema gives a key, or None where it has no such key."""
+    """Return the type of a key in the schema, or None if there is no such key."""
     annotation: Any = ExperimentConfig
     for part in key:
         section, value = get_section(annotation), get_mapping_value(annotation)
@@ -94,7 +94,7 @@ def find_annotation(key: Key) -> Any | None:
 
 
 def find_default(key: Key) -> Any:
-    """Return the default of a known key; a section's is a mapping, that of a required key is None."""
+    """Return the default of a known key; it is a mapping for a section, and None for a required key."""
     annotation: Any = ExperimentConfig
     default: Any = None
     for part in key:
@@ -108,7 +108,7 @@ def find_default(key: Key) -> Any:
 
 @functools.cache
 def list_keys() -> tuple[str, ...]:
-    """Return every dotted key of an experiment file, sections included, in the order of the schema."""
+    """Return every dotted key of an experiment file, including sections, in the order of the schema."""
     return tuple(_walk(ExperimentConfig, ()))
 
 
@@ -123,7 +123,7 @@ def _walk(section: type[Section], above: Key) -> list[str]:
 
 
 def describe_unknown_key(key: Key) -> str | None:
-    """Return what to write instead of a key that the schema does not know; None where nothing is like it."""
+    """Return a sentence with the key to write instead of an unknown one; None if no known key is similar."""
     dotted = ".".join(key)
     renamed = rename_key(dotted)
     if renamed != dotted:
@@ -133,7 +133,7 @@ def describe_unknown_key(key: Key) -> str | None:
 
 
 def rename_key(dotted: str) -> str:
-    """Return the present name of a dotted key: the key itself, unless it or a section above it was renamed.
+    """Return the current name of a dotted key: the key itself, unless it or a section above it was renamed.
 
     Example:
         >>> rename_key("finetune.data.drop_twins")
@@ -146,10 +146,10 @@ def rename_key(dotted: str) -> str:
 
 
 def rename_keys(tree: Any, above: str = "") -> Any:
-    """Return a tree of sections with the present names of all keys, those in lists and dotted ones included.
+    """Return a tree of sections with the current names of all keys, including keys in lists and dotted keys.
 
     Args:
-        tree: as an experiment file holds it, or a part of it; plain values are returned as they are.
+        tree: the contents of an experiment file or a part of them; scalars are returned unchanged.
         above: the dotted key of the tree itself.
     """
     if isinstance(tree, list):
@@ -166,10 +166,9 @@ def rename_keys(tree: Any, above: str = "") -> Any:
 
 
 def suggest_key(key: Key) -> str | None:
-    """Return the known key nearest to an unknown one: a sibling that is spelt alike, else the same name elsewhere.
+    """Return the known key nearest to an unknown one: a sibling with a similar name, else a similar name elsewhere.
 
-    The same name within the same stage comes first: finetune.learning_rate suggests
-    finetune.optimizer.learning_rate.
+    A key of the same stage has precedence: finetune.learning_rate suggests finetune.optimizer.learning_rate.
     """
     section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
     siblings = list(get_fields(section)) if section is not None else []
@@ -181,12 +180,12 @@ def suggest_key(key: Key) -> str | None:
     if not near:
         return None
     places = [dotted for dotted in list_keys() if dotted.rsplit(".", 1)[-1] == near[0]]
-    # Where none is nearer, that of finetune: it is what most people change.
+    # If several are equally near, prefer that of finetune, which most people change.
     return max(places, key=lambda dotted: (_count_shared(dotted.split("."), key), dotted[:1] == "f", -len(dotted)))
 
 
 def get_choices(annotation: Any) -> tuple[str, ...]:
-    """Return the names that a key may take, or () where any text or number may stand."""
+    """Return the strings that a key with a fixed set of values allows, or () for any other type."""
     return tuple(
         value
         for part in get_alternatives(annotation)
@@ -209,7 +208,7 @@ _NAMES = {str: "text", int: "integer", float: "number", bool: "true/false", type
 
 
 def describe_keys() -> list[dict[str, str]]:
-    """Return key, values, default and meaning of every key, in the order of the schema."""
+    """Return the name, values, default and meaning of every key, in the order of the schema."""
     rows = []
     for dotted in list_keys():
         key = tuple(dotted.split("."))
@@ -224,7 +223,7 @@ def describe_keys() -> list[dict[str, str]]:
 
 
 def format_keys() -> str:
-    """Return the keys as text: key, values and default on a line, the meaning below."""
+    """Return all keys as text: name, values and default on one line, the meaning on the next."""
     lines = []
     for row in describe_keys():
         default = {"": "", "required": "   (required)"}.get(row["default"], f"   = {row['default']}")
@@ -235,10 +234,10 @@ def format_keys() -> str:
 
 
 def build_schema() -> dict[str, Any]:
-    """Return a JSON Schema of experiment files, for completion and checks in an editor.
+    """Return a JSON Schema of experiment files, for completion and validation in an editor.
 
-    Nothing is required in it and every section may be null, since a file may extend another one;
-    `dlfer check` is what decides.
+    It requires no key and allows null for every section, since a file may extend another one. The complete validation
+    is that of `dlfer check`.
     """
     schema = ExperimentConfig.model_json_schema()
     schema["description"] = schema["description"].partition("\n")[0]
@@ -291,13 +290,13 @@ MAX_LISTED, MAX_TEXT = 50, 1000
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: the key it concerns, and a sentence."""
+    """A problem of an experiment: the key that it concerns, and a sentence."""
 
     key: Key
     text: str
 
     def format(self, marks: Mapping[Key, str]) -> str:
-        """Return the sentence with the place of the key, or of the section it is missing from."""
+        """Return the sentence with the file and line of the key, or of the nearest section above it that has a mark."""
         key, text = _cut(".".join(self.key), 200), _cut(self.text, MAX_TEXT)
         for end in range(len(self.key), -1, -1):
             if self.key[:end] in marks:
@@ -306,23 +305,23 @@ class Problem:
 
 
 def list_problems(lines: Sequence[str], indent: str = "") -> str:
-    """Return the first problems, one a line, and how many more there are."""
+    """Return the first problems, one per line, and the number of the others."""
     shown = [f"{indent}{line}" for line in lines[:MAX_LISTED]]
     more = [f"{indent}... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
     return "\n".join(shown + more)
 
 
 def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
-    """Return the experiment that `tree` describes, or None and every problem that stands in its way."""
+    """Return the experiment that `tree` describes and no problems, or None and all problems."""
     try:
-        # Half a character (a byte of a command line that is no UTF-8) is an error here, in pydantic a strange one.
+        # A lone surrogate (a byte of the command line that is not UTF-8) raises a clear error here, not in pydantic.
         text = json.dumps(tree, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return None, [
             Problem((), f"found a value that YAML cannot contain ({error}); use text, numbers, lists, mappings.")
         ]
     try:
-        # By way of JSON, strict validation takes a list for a tuple, and still no text for a number.
+        # From JSON, strict validation accepts a list for a tuple, but still no string for a number.
         return ExperimentConfig.model_validate_json(text), []
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
@@ -332,7 +331,7 @@ def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Pro
         problems = _translate(error)
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
     if unknown:
-        # pydantic leaves out the rules of a section that has an unknown key: look again without those keys.
+        # pydantic skips the validators of a section with an unknown key, so validate again without those keys.
         rest = json.loads(text)
         for location in unknown:
             _delete(rest, location)
@@ -342,7 +341,7 @@ def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Pro
 
 
 def _translate(error: ValidationError) -> list[Problem]:
-    """Return pydantic's errors as problems; the alternatives of one key are joined by "or"."""
+    """Return pydantic's errors as problems; the expected alternatives of a key are joined by "or"."""
     texts: dict[Key, str] = {}
     expected: dict[Key, tuple[str, list[str]]] = {}
     for item in error.errors(include_url=False):
@@ -364,7 +363,7 @@ def _translate(error: ValidationError) -> list[Problem]:
 
 
 def _get_key(location: tuple[str | int, ...]) -> Key:
-    """Return the key of a pydantic location, which also names the members of unions it tried."""
+    """Return the key of a pydantic location, without the members of unions that pydantic adds to it."""
     key: list[str] = []
     annotation: Any = ExperimentConfig
     for item in location:
@@ -385,7 +384,7 @@ def _get_key(location: tuple[str | int, ...]) -> Key:
 
 
 def _split_rule(key: Key, text: str) -> tuple[Key, str]:
-    """Return the key that a rule of the schema names at its beginning, and the rest of the sentence."""
+    """Split a validator's message: return the key that it begins with, and the rest of the sentence."""
     match = _LEADING_KEY.match(text)
     return ((*key, *match[1].split(".")), match[2]) if match else (key, text)
 
@@ -438,7 +437,7 @@ def _describe_expected(item: Mapping[str, Any], key: Key, found: Any) -> str:
 
 
 def _cut(text: str, length: int) -> str:
-    """Return a text without its middle where it is too long: its end says what was expected."""
+    """Return a text without its middle if it is too long; its end, which says what was expected, is kept."""
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 

@@ -1,11 +1,11 @@
-"""From an experiment file to an `ExperimentConfig` and back.
+"""Conversion of an experiment file to an `ExperimentConfig` and back.
 
-A file may name one parent (`extends: base.yaml`, relative to the file). The parent's sections are
-merged key by key with the file's own; two rules go beyond that:
+A file may name one parent (`extends: base.yaml`, relative to the file). The sections of the parent and of the file are
+merged key by key, with two additional rules:
 
-- `null` removes: a section set to null is absent (pretrain), or has its defaults again (augment);
-- a section with a key `source` that differs from its parent's replaces the parent's section, since
-  the path of a csv means nothing to synthetic faces.
+- `null` removes a section: it is then absent (pretrain), or has its defaults (augment);
+- a section whose key `source` differs from the parent's replaces the parent's section, because its other keys depend on
+  the source (synthetic faces have no path).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dlfer.config.variations import check_ablation, check_space, check_sweep, se
 from dlfer.errors import ConfigError
 
 VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
-"""What `resolve_path` takes for an environment variable: ${NAME} or $NAME."""
+"""The syntax of an environment variable in `resolve_path`: ${NAME} or $NAME."""
 _DEFAULTS = {"DLFER_DATA": "data"}
 _MAX_PARENTS = 20
 
@@ -46,19 +46,19 @@ _MAX_PARENTS = 20
 def load_experiment(
     path: Path | str | ExperimentConfig, overrides: Mapping[str, object] | None = None
 ) -> ExperimentConfig:
-    """Read an experiment file, set some of its keys, and check all of it.
+    """Read an experiment file, apply overrides, and validate the result.
 
     Args:
-        path: of the file; or the name of an experiment that comes with dlfer (see `find_experiment`); or an experiment that
-            was loaded before, which stays as it is.
-        overrides: dotted key -> value, as `--set KEY=VALUE` takes them; None as a value is null in YAML. A value may be
-            anything that YAML can hold, a path, or a number of NumPy.
+        path: the path of the file; the name of a shipped experiment (see `find_experiment`); or an experiment that was
+            loaded before, which is not modified.
+        overrides: dotted key -> value, as in `--set KEY=VALUE`; None is YAML's null. A value may be anything that YAML
+            can represent, a path, or a NumPy number or array.
 
     Returns:
-        The frozen experiment: `config.finetune.epochs` and so on.
+        The frozen experiment, with attributes such as `config.finetune.epochs`.
 
     Raises:
-        ConfigError: with every problem of the file and the overrides in one message.
+        ConfigError: the file or an override is invalid; the message lists every problem.
 
     Example:
         >>> config = dlfer.load_experiment("experiments/dlfer.yaml", {"pretrain": None, "finetune.epochs": 3})
@@ -80,7 +80,7 @@ def load_experiment(
 
 
 def check_overrides(overrides: object) -> None:
-    """Raise ConfigError unless `overrides` is None, or a mapping whose keys are text."""
+    """Raise ConfigError unless `overrides` is None or a mapping with strings as keys."""
     if overrides is not None and not (
         isinstance(overrides, Mapping) and all(isinstance(key, str) for key in overrides)
     ):
@@ -91,7 +91,7 @@ def check_overrides(overrides: object) -> None:
 
 
 def find_override(overrides: Mapping[str, object], key: str) -> str | None:
-    """Return the override that gives a dotted key, by itself or in its section; None where none does."""
+    """Return the override that sets a dotted key, either directly or as part of a section; None if there is none."""
     for dotted, value in overrides.items():
         if dotted == key or (key.startswith(f"{dotted}.") and _has_key(value, key[len(dotted) + 1 :])):
             return dotted
@@ -106,13 +106,14 @@ def _has_key(value: object, dotted: str) -> bool:
 
 
 def find_experiment(name: Path | str) -> Path:
-    """Return the file that a path or the name of an experiment that comes with dlfer leads to.
+    """Return the experiment file for a path or for the name of a shipped experiment.
 
-    A file is found by its path. Where there is none, `quickstart` and `experiments/quickstart.yaml` mean the experiment of that name
-    in the first of `$DLFER_HOME/experiments`, the installed package and the checkout that has it. Other paths are returned unchanged.
+    The path of an existing file is returned unchanged. Otherwise `quickstart` and `experiments/quickstart.yaml` both
+    name the shipped experiment, which is looked up in `$DLFER_HOME/experiments`, the installed package and the
+    checkout, in this order. Other paths are returned unchanged, whether they exist or not.
 
     Raises:
-        ConfigError: it has the form of such a name, and there is neither a file nor a shipped experiment.
+        ConfigError: `name` has the form of such a name, and there is neither a file nor a shipped experiment.
 
     Example:
         >>> find_experiment("quickstart").name
@@ -129,40 +130,40 @@ def find_experiment(name: Path | str) -> Path:
         if os.path.isfile(place / f"{path.stem}.yaml"):
             return place / f"{path.stem}.yaml"
     if os.path.lexists(path):
-        return path  # what it is instead of a file is said where it is read
+        return path  # not a file, e.g. a folder; reading it raises a specific error
     known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
     shipped = f" Experiments that come with dlfer: {', '.join(known)}." if known else ""
     raise ConfigError(f"{path}: there is no such file, and no experiment of this name comes with dlfer.{shipped}")
 
 
 def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
-    """Read back the complete experiment that a run wrote, by this version of dlfer or an earlier one.
+    """Read the complete experiment that a run recorded, with this version of dlfer or an earlier one.
 
-    Keys that were renamed since have their present names. The ends of `search.space` and the cells of `sweep` are not
-    tried: a member has one of their values, which the others need not fit.
+    Renamed keys get their current names. The values of `search.space` and the cells of `sweep` are not validated: in
+    the experiment of a member, one of them is set, and the others need not be compatible with it.
 
     Raises:
-        ConfigError: with every problem of the file in one message.
+        ConfigError: the file is invalid; the message lists every problem.
     """
     tree, marks = _read_with_parents(Path(path), ())
     return _finish(rename_keys(tree), marks, [], str(path), check_search=False)
 
 
 def parse_recorded_experiment(text: str, name: str) -> ExperimentConfig:
-    """Return the complete experiment that `dump_experiment` wrote, as `load_recorded_experiment` does; `name` is for errors.
+    """Parse the output of `dump_experiment` like `load_recorded_experiment`; `name` identifies the text in messages.
 
     Raises:
-        ConfigError: with every problem of the text in one message.
+        ConfigError: the text is invalid; the message lists every problem.
     """
     document = parse_yaml(text, name)
     return _finish(rename_keys(document.data), document.marks, [], name, check_search=False)
 
 
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) -> ExperimentConfig:
-    """Return `config` with some dotted keys set, validated again.
+    """Return a validated copy of `config` with some dotted keys set.
 
     Raises:
-        ConfigError: an unknown key, or a value that does not fit.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     tree = config.model_dump(mode="json")
     marks: dict[Key, str] = {}
@@ -173,10 +174,10 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) ->
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Return the dotted key and the YAML value of a `--set` argument, "a.b=value"; # is part of a text.
+    """Return the dotted key and the YAML value of a `--set` argument, "a.b=value"; in a string, # begins no comment.
 
     Raises:
-        ConfigError: there is no "=", no key, or the value is not YAML, or has a comment behind what is no text.
+        ConfigError: there is no "=" or no key, the value is not YAML, or a comment follows a value that is no string.
 
     Example:
         >>> parse_override("finetune.optimizer.learning_rate=1e-4")
@@ -190,13 +191,12 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def resolve_path(text: str) -> Path:
-    """Return a path of an experiment with ~ and environment variables filled in.
+    """Return a path of an experiment with ~ and environment variables expanded.
 
-    `${DLFER_DATA}` is ./data unless the environment says otherwise. A relative path counts from the
-    working directory.
+    `${DLFER_DATA}` defaults to ./data. A relative path is relative to the working directory.
 
     Raises:
-        ConfigError: a variable that is not set.
+        ConfigError: a variable is not set.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -210,15 +210,16 @@ def resolve_path(text: str) -> Path:
 
 
 def dump_experiment(config: ExperimentConfig) -> str:
-    """Return the complete experiment as YAML text, every default written out; it loads to an equal config."""
+    """Return the complete experiment as YAML text, including all defaults; loading it gives an equal config."""
     header = f"# The experiment {config.experiment.name} in full. It runs again with: dlfer run THIS_FILE\n"
     return header + format_yaml(config.model_dump(mode="json"))
 
 
 def compute_digest(config: ExperimentConfig) -> str:
-    """Return the sha256 (hex, 64 characters) of all that determines an experiment's result.
+    """Return the sha256 (hex, 64 characters) of all keys that determine an experiment's result.
 
-    Left out: experiment.name, checkpoint_minutes, track and track_model, and the sections expected, search, sweep, ablation.
+    Excluded are experiment.name, .checkpoint_minutes, .track and .track_model, and the sections expected, search,
+    sweep and ablation.
     """
     values = config.model_dump(mode="json", exclude={"expected", "search", "sweep", "ablation"})
     for key in ("name", "checkpoint_minutes", "track", "track_model"):
@@ -227,7 +228,7 @@ def compute_digest(config: ExperimentConfig) -> str:
 
 
 def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key, str]]:
-    """Return the merged values of a file and its parents, and where each of them stands."""
+    """Return the merged values of a file and its parents, and the file and line of each value."""
     document = read_yaml(path)
     if not isinstance(document.data, dict):
         found = {type(None): "nothing", str: "text", list: "a list"}.get(type(document.data), "a single value")
@@ -258,9 +259,9 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
 def _merge(
     parent: dict[str, Any], child: dict[str, Any], parent_marks: dict[Key, str], location: Key
 ) -> dict[str, Any]:
-    """Return the parent's values with the child's set, as the module's docstring says.
+    """Merge the child's values into the parent's by the rules in the module's docstring, and return the result.
 
-    Marks of what the child replaces are taken out of `parent_marks`.
+    The marks of replaced values are removed from `parent_marks`.
     """
     merged = dict(parent)
     for key, value in child.items():
@@ -278,13 +279,13 @@ def _is_other_source(parent: dict[str, Any], child: dict[str, Any]) -> bool:
 
 
 def _forget(marks: dict[Key, str], key: Key) -> None:
-    """Take the places of a key and of all below it out of `marks`."""
+    """Remove the marks of a key and of all keys below it."""
     for stale in [mark for mark in marks if mark[: len(key)] == key]:
         del marks[stale]
 
 
 def _apply(tree: dict[str, Any], marks: dict[Key, str], overrides: Mapping[str, object]) -> list[Problem]:
-    """Set the overrides in `tree`; return problems of keys that cannot be set."""
+    """Set the overrides in `tree`, and return the problems of those that cannot be set."""
     problems = []
     for dotted, value in overrides.items():
         key = split_key(dotted)
@@ -296,7 +297,7 @@ def _apply(tree: dict[str, Any], marks: dict[Key, str], overrides: Mapping[str, 
         except RecursionError:
             problems.append(Problem(key, "is nested too deeply, or contains itself."))
             continue
-        # The lines of what stood there say nothing about the new value.
+        # The recorded file and line are those of the replaced value.
         _forget(marks, key)
         num_found = set_value(tree, key, plain)
         for end in range(num_found + 1, len(key) + 1):
@@ -305,7 +306,7 @@ def _apply(tree: dict[str, Any], marks: dict[Key, str], overrides: Mapping[str, 
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a copy of a value that Python code set, as YAML would give it."""
+    """Return a copy of a value from Python code, converted to the types that a YAML file gives."""
     if isinstance(value, Section):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -314,7 +315,7 @@ def _to_plain(value: Any) -> Any:
         return [_to_plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    # Numbers and arrays of NumPy, which is not imported for this.
+    # Duck typing converts NumPy numbers and arrays without importing NumPy.
     return copy.deepcopy(value.tolist() if hasattr(value, "tolist") else value)
 
 
@@ -335,7 +336,7 @@ def _finish(
 
 
 def _drop_nulls(values: dict[str, Any], section: type[Section]) -> None:
-    """Take out sections and free keys that are null where null is no value: they have their defaults again."""
+    """Remove sections and free keys that are null but not nullable, so that they get their defaults."""
     for name, field in get_fields(section).items():
         value = values.get(name)
         below, free = get_section(field.annotation), get_mapping_value(field.annotation)

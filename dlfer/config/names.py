@@ -1,7 +1,7 @@
-"""The names that an experiment file may use for each registry, and where the models and experiments that come with dlfer are.
+"""The names that an experiment file may use for each registry, and the folders of shipped models and experiments.
 
-They stand here, without an import of dlfer, so that checking a file loads neither TensorFlow nor Keras.
-The contract tests hold the keys of each registry equal to these tuples.
+This module imports nothing of dlfer, so that checking a file loads neither TensorFlow nor Keras. The contract tests
+check that the keys of each registry equal these tuples.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ HEADLINES = ("single", *VIEWS)
 FER2013_LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 
 STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
-"""The section of a stage -> its name in the text."""
+"""The section of a stage -> its name in output."""
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -95,10 +95,10 @@ def find_checkout() -> Path | None:
 
 
 def list_places(name: str) -> list[Path]:
-    """Return the folders of this name that dlfer searches besides the working directory, in order.
+    """Return the folders of this name that dlfer searches besides the working directory, in order of precedence.
 
-    They are that of `$DLFER_HOME`, that of the installed package, and that of the checkout of an editable installation; each may
-    be absent.
+    They are in `$DLFER_HOME`, in the installed package, and in the checkout of an editable installation. They need not
+    exist.
 
     Args:
         name: "saved_models" or "experiments".

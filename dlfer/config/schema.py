@@ -1,7 +1,7 @@
-"""An experiment file as strict and frozen pydantic models; what concerns data and models stands in `sections`.
+"""The schema of experiment files as strict, frozen pydantic models; those for data and networks are in `sections`.
 
-A key's docstring is its documentation: `dlfer show schema` prints it, and the JSON Schema for
-editors is made from it. Rules that concern several keys stand in the validators.
+The docstring of a key is its documentation for users: `dlfer show schema` prints it, and the JSON Schema for editors
+contains it. Rules that concern several keys are in validators.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlfer.config.strict_yaml import format_yaml
 
 
 class OptimizerConfig(Section):
-    """The optimiser; keys that the chosen one lacks must be left out."""
+    """The optimiser. Keys that the chosen optimiser does not have must be left out."""
 
     name: Literal[names.OPTIMIZERS] = "adamw"
     learning_rate: Positive = 1e-3
@@ -41,9 +41,9 @@ class OptimizerConfig(Section):
     epsilon: Positive | None = None
     """adam, adamw, rmsprop: constant added to the denominator (1e-7)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """sgd, rmsprop (0)."""
+    """sgd, rmsprop: momentum (0)."""
     nesterov: bool | None = None
-    """sgd."""
+    """sgd: whether to use Nesterov momentum (false)."""
     rho: Annotated[float, Field(ge=0, lt=1)] | None = None
     """rmsprop: decay of the squared gradients (0.9)."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
@@ -54,8 +54,8 @@ class OptimizerConfig(Section):
     (PyTorch's SGD and Adam; not adamw). With sgd and momentum m, l2 acts like decoupled with weight_decay / (1 - m):
     ten times the number at momentum 0.9."""
     weight_decay_scope: Literal[names.DECAYED_WEIGHTS] = "kernels"
-    """kernels: biases and the weights of normalisation layers are not decayed; all: they are, as PyTorch does by
-    default."""
+    """kernels: biases and the weights of normalisation layers are not decayed; all: they are decayed too, as in PyTorch
+    by default."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -78,15 +78,15 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How the learning rate moves within a stage."""
+    """The learning-rate schedule of a stage."""
 
     name: Literal[names.SCHEDULES] = "constant"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear rise from 0; constant, step and cosine."""
+    """constant, step, cosine: number of epochs in which the learning rate rises linearly from 0."""
     final: Fraction = 0.0
-    """cosine: the last rate as a fraction of the first."""
+    """cosine: the final learning rate as a fraction of the initial one."""
     restarts: Annotated[int, Field(ge=0)] = 0
-    """cosine: number of warm restarts, in equal periods."""
+    """cosine: number of warm restarts; all periods have the same length."""
     factor: OpenFraction = 0.5
     """step, plateau: the rate is multiplied by this."""
     every_epochs: Count = 10
@@ -102,7 +102,7 @@ class ScheduleConfig(Section):
 
 
 class LossConfig(Section):
-    """What training minimises."""
+    """The loss that training minimises."""
 
     name: Literal[names.LOSSES] = "categorical_crossentropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -111,14 +111,14 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of training images. The geometric ones are one affine warp, sampled once."""
+    """Random changes of training images. The geometric ones are combined into one affine warp, with one interpolation."""
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Degrees, uniform in -rotation..rotation."""
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Factor, uniform in 1-zoom..1+zoom, the same for both axes."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the side, uniform in -shift..shift, drawn for each axis."""
+    """Fraction of the side, uniform in -shift..shift, drawn separately for each axis."""
     mirror: Fraction = 0.0
     """Probability of a horizontal flip."""
     fill: Literal["nearest", "reflect", "constant"] = "nearest"
@@ -136,30 +136,30 @@ class AugmentConfig(Section):
 
     @property
     def changes_images(self) -> bool:
-        """Whether any of the random changes is switched on."""
+        """Whether any of the random changes is enabled."""
         return any(getattr(self, name) for name in type(self).model_fields if name != "fill")
 
 
 class FreezeConfig(Section):
-    """Which weights of a pretrained backbone move, and when.
+    """Which weights of a pretrained backbone are trained, and when.
 
-    A stage that starts from random weights (pretrain: null, and EF-FER1 itself) trains the whole network from its
-    first epoch: its run says that these keys were not applied.
+    A stage that starts from random weights (EF-FER1, or finetune with pretrain: null) trains the whole network from its
+    first epoch, and the run notes that these keys were not applied.
     """
 
     head_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """Number of epochs at the start of the stage that train only the head. auto: 2, or one less than the stage has if it has
-    fewer than 3."""
+    """Number of epochs at the start of the stage in which only the head is trained. auto: 2, or one less than the stage
+    has if it has fewer than 3."""
     head_learning_rate: Positive | None = None
-    """Constant learning rate of these epochs; null: the optimiser's."""
+    """Constant learning rate of these epochs; null: that of the optimiser."""
     layers: Fraction = 0.0
-    """This fraction of the backbone's layers (hybrid: of each branch's), counted from the input, is never trained."""
+    """Fraction of the backbone's layers (hybrid: of each branch's), counted from the input, that is never trained."""
     batch_norm: Literal["update", "frozen"] = "update"
-    """frozen: BatchNorm keeps its statistics and weights in the whole stage."""
+    """frozen: BatchNorm keeps its statistics and weights during the whole stage."""
 
 
 class EarlyStopping(Section):
-    """Stop when the monitored metric no longer improves; counted as Keras' EarlyStopping counts."""
+    """Early stopping when the monitored metric no longer improves; epochs are counted as by Keras' EarlyStopping."""
 
     patience: Count
     """The stage ends after this many epochs in a row without an improvement; those of freeze.head_epochs do not count."""
@@ -171,18 +171,18 @@ class EarlyStopping(Section):
 class DistillConfig(Section):
     """Distillation: the student learns from the probabilities of trained models, its teachers, on its training images.
 
-    The target of an image is (1 - weight) of its label, or of what data.soft_targets makes of it, and weight of the teachers'
-    mean probabilities p at the temperature T: p^(1/T), normalised (Hinton, Vinyals and Dean 2015; the student's own probabilities
-    have no temperature here).
+    The target of an image is (1 - weight) times its label (or its soft target, see data.soft_targets) plus weight times
+    the teachers' mean probabilities p at the temperature T: p^(1/T), normalised (Hinton, Vinyals and Dean 2015; here no
+    temperature is applied to the student's probabilities).
     """
 
     teacher: str | tuple[str, ...]
     """A model's name, a run, a model's folder or hf://ORG/NAME; or a list of them. It has the labels of finetune.data, in any
     order, and its training images must not contain images of the test split."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """The fraction of a target that the teachers make."""
+    """The weight of the teachers' probabilities in a target."""
     temperature: Positive = 2.0
-    """Above 1 the probabilities of classes that the teacher does not choose count more; 1 leaves them as they are."""
+    """Temperature of the teachers' probabilities: above 1 less probable classes count more; 1 changes nothing."""
 
     @model_validator(mode="after")
     def _check(self) -> DistillConfig:
@@ -194,52 +194,52 @@ class DistillConfig(Section):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The teachers as the experiment names them."""
+        """The teachers, by their names in the experiment."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
 
 class StageConfig(Section):
-    """One training: its data, and how the network is fitted to it."""
+    """A stage: its data, and how the network is trained on it."""
 
     data: DataConfig
     epochs: Count = 30
     batch_size: Count = 64
     image_size: Annotated[int, Field(ge=16, le=1024)] = 224
-    """Side in pixels of the square that the network sees."""
+    """Side in pixels of the network's square input."""
     crop: OpenFraction | None = None
-    """Side of the part of an image that becomes this square, e.g. 0.8333 for 40 of 48 pixels: a random part in
-    training, the central one in plain predictions, ten of them under the view ten_crop. null: the whole image."""
+    """Side of the crop that becomes the network's input, as a fraction of the image's side, e.g. 0.8333 for 40 of 48
+    pixels: random in training, central in prediction, ten crops in the view ten_crop. null: the whole image."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     balance: Literal[names.BALANCES] = "none"
-    """Applies to training images only. augment: images are repeated up to the size of the largest class, each
+    """Class balancing, of training images only. augment: images are repeated up to the size of the largest class, each
     repetition with new augmentation (section augment, which must change something); undersample: classes are reduced to
     the size of the smallest; sampler: classes are drawn with equal probability; class_weight: the loss of each class is
     weighted in inverse proportion to its share of the targets, mixed and soft targets included."""
     freeze: FreezeConfig = FreezeConfig()
     monitor: Literal[names.MONITORS] = "accuracy"
-    """The validation metric that selects the epoch, stops early and drives plateau."""
+    """The validation metric for keep: best, early stopping and the schedule plateau."""
     keep: Literal["best", "last"] = "best"
-    """The epoch whose weights the stage ends with."""
+    """The epoch whose weights are kept at the end of the stage: the best by the monitored metric, or the last."""
     early_stopping: EarlyStopping | None = None
     ema: OpenFraction | None = None
-    """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
+    """Decay of an exponential moving average of the weights, which is validated and kept instead of the raw weights."""
     ema_norm_images: Count | None = 2048
     """With ema: number of augmented training images on which BatchNorm's statistics of the averaged weights are
     computed after each epoch. null: the statistics of the raw weights are used, which are wrong while the weights
     change fast."""
     clip: Positive | None = 1.0
-    """Largest norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first steps from
-    random weights small."""
+    """Maximum norm of the gradient, before an l2 weight decay is added; null: no clipping. It limits the first steps
+    from random weights."""
     clip_scope: Literal[names.CLIP_SCOPES] = "global"
     """global: the norm of the gradients of all weights together is limited (Keras' global_clipnorm, PyTorch's
     clip_grad_norm_), which keeps their direction; variable: that of each weight tensor on its own (Keras' clipnorm)."""
     distill: DistillConfig | None = None
-    """finetune: targets in part from trained models. Not with family boosted, and not with images that are streamed."""
+    """finetune: targets that are in part predictions of trained models. Not for family boosted or streamed images."""
     milestones: tuple[Count, ...] = ()
-    """finetune: epochs after which the network is evaluated in its own row of the report."""
+    """finetune: epochs after which the network is evaluated additionally; each has a row of its own in the report."""
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
@@ -277,8 +277,7 @@ class StageConfig(Section):
         return self
 
     def list_unused_keys(self) -> list[str]:
-        """Return the keys that are set and change nothing, each with its value and the reason, e.g. "schedule.restarts 2 (the schedule
-        is constant)"."""
+        """Return the keys that are set but have no effect, e.g. "schedule.restarts 2 (the schedule is constant)"."""
         schedule, optimizer, augment = self.schedule, self.optimizer, self.augment
         of_schedule = f"the schedule is {schedule.name}"
         is_warped = augment.rotation or augment.zoom or augment.shift
@@ -304,7 +303,7 @@ class StageConfig(Section):
         ]
 
     def describe_long_warmup(self) -> str | None:
-        """Return that the warm-up takes all epochs behind those of the head, so that the rate only rises; None where it ends."""
+        """Return a warning if the warm-up lasts for all epochs after those of the head, else None."""
         warmup, epochs = self.schedule.warmup_epochs, self.epochs - self.num_head_epochs
         if warmup < epochs:
             return None
@@ -316,22 +315,22 @@ class StageConfig(Section):
 
     @property
     def num_head_epochs(self) -> int:
-        """How many epochs train the head alone, with auto resolved."""
+        """The number of epochs in which only the head is trained, with auto resolved."""
         return min(2, self.epochs - 1) if self.freeze.head_epochs == "auto" else self.freeze.head_epochs
 
     @property
     def is_selected(self) -> bool:
-        """Whether a metric of validation decides which epoch is kept, or when training ends."""
+        """Whether a validation metric decides which epoch is kept, when training ends, or when the rate falls."""
         return self.keep == "best" or self.early_stopping is not None or self.schedule.name == "plateau"
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of images that are brought to one size before the network: S, or S / crop."""
+        """Side in pixels to which images are resized before cropping: S, or S / crop rounded up (S is image_size)."""
         return self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)
 
 
 class PretrainConfig(StageConfig):
-    """EF-FER1. Either trained here on `data`, or taken from `weights`."""
+    """EF-FER1, which is either trained on `data` or loaded from `weights`."""
 
     data: DataConfig | None = None
     weights: str | dict[str, str] | None = None
@@ -341,7 +340,7 @@ class PretrainConfig(StageConfig):
     FILE}; see model.branches."""
     weights_file: str | None = None
     """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of
-    them. With weights: vggface2, a local copy of faceres-deep.json, faceres-deep.bin beside it
+    such files. With weights: vggface2, a local copy of faceres-deep.json, with faceres-deep.bin in the same folder
     (docs/face_pretraining.md)."""
     seed: Seed = 0
     """Seed of EF-FER1. It is separate from experiment.seed, so that all seeds share one EF-FER1."""
@@ -367,7 +366,7 @@ class PretrainConfig(StageConfig):
         return self
 
     def list_unused_keys(self) -> list[str]:
-        """Return the keys that are set and change nothing; with weights, which are not trained further, all but a few."""
+        """Return the keys that are set but have no effect, nearly all with `weights`, which are not trained further."""
         if self.weights is None:
             return super().list_unused_keys()
         used, fields = {"weights", "weights_file", "seed"}, type(self).model_fields
@@ -376,52 +375,52 @@ class PretrainConfig(StageConfig):
         return [f"{name} (weights are given, and not trained further)" for name in unused]
 
     def describe_long_warmup(self) -> str | None:
-        """Return as of a stage that the warm-up does not end; None with weights, which are not trained further."""
+        """Return the warning of `StageConfig`; None with `weights`, which are not trained further."""
         return super().describe_long_warmup() if self.weights is None else None
 
     @property
     def list_of_weights(self) -> tuple[str, ...]:
-        """Where weights come from, each source once; empty where EF-FER1 is trained."""
+        """The sources of weights, without repetitions; empty if EF-FER1 is trained."""
         if self.weights is None:
             return ()
         return (self.weights,) if isinstance(self.weights, str) else tuple(dict.fromkeys(self.weights.values()))
 
     def describe_weights(self) -> str:
-        """Return `weights` on one line, those of branches as "resnet50: imagenet, resnet34: FILE"."""
+        """Return `weights` as one line, for several branches in the form "resnet50: imagenet, resnet34: FILE"."""
         if isinstance(self.weights, dict):
             return ", ".join(f"{branch}: {source}" for branch, source in self.weights.items())
         return str(self.weights)
 
 
 class ExperimentSection(Section):
-    """What the experiment is called and how it is computed."""
+    """The experiment's name, seed, and use of the machine."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Short name, used as the folder of its runs. Lower-case letters, digits, - and _."""
     seed: Seed = 0
-    """Seed of EF-FER2: initial head, order, augmentation, dropout."""
+    """Seed of EF-FER2: initial weights of the head, order of images, augmentation, dropout."""
     deterministic: bool = False
-    """Bit-exact repetition and resume on the same machine; somewhat slower."""
+    """Repeating or resuming a run on the same machine gives bit-identical results; somewhat slower."""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     """Arithmetic of the network; the head stays in float32."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto uses a GPU if there is one; gpu refuses to run without one."""
     devices: Literal["auto"] | Count = "auto"
-    """Number of devices that share each batch. auto: all visible GPUs, or one CPU device. More on a CPU is meant for
-    tests."""
+    """Number of devices among which each batch is divided. auto: all visible GPUs, or one CPU device. More than one CPU
+    device is meant for tests."""
     jit: Literal["auto"] | bool = "auto"
-    """Whether XLA compiles training. auto: on a GPU yes, on a CPU no (where it is several times slower)."""
+    """Whether XLA compiles the training step. auto: true on a GPU, false on a CPU, where it is several times slower."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one in any case. 0: every step."""
+    """Minutes between checkpoints within an epoch; each epoch also ends with one. 0: a checkpoint after every step."""
     track: tuple[Literal[names.TRACKERS], ...] = ()
-    """Experiment trackers that the run is sent to, e.g. [mlflow, wandb]; each needs the extra of its name. Changes no
+    """Experiment trackers that record the run, e.g. [mlflow, wandb]; each needs dlfer's extra of that name. Changes no
     result."""
     track_model: bool = False
-    """Trackers store the trained model as well as its report, metrics and card."""
+    """Trackers store the trained model, too, besides the report, the metrics and the model card."""
 
 
 class EvaluateConfig(Section):
-    """How the trained model is judged."""
+    """How the trained model is evaluated."""
 
     batch_size: Count = 64
     bootstrap: Annotated[int, Field(ge=100)] = 1000
@@ -430,12 +429,12 @@ class EvaluateConfig(Section):
     num_train: Annotated[int, Field(ge=0)] | None = 2000
     """Number of training images (a stratified sample) for the training accuracy; null: all; 0: none."""
     target_accuracy: OpenFraction = 0.8
-    """Target accuracy for abstaining: the confidence threshold is the lowest with which the answered validation images
-    reach it."""
+    """Target accuracy for abstaining: the confidence threshold is the lowest at which the validation images with at
+    least this confidence reach it."""
     views: tuple[Literal[names.VIEWS], ...] = ()
-    """Test-time augmentation, each in its own row: mirror (2 views), ten_crop (10)."""
+    """Test-time augmentation: mirror (2 views), ten_crop (10); each has a row of its own in the report."""
     headline: Literal[names.HEADLINES] = "single"
-    """The view of the headline accuracy; single: the image without augmentation."""
+    """The view of the headline accuracy; single: the image without test-time augmentation."""
     attributes: str | None = None
     """A csv of attributes per image (id, then one column per attribute); accuracy is reported for each group, with the
     gaps."""
@@ -448,7 +447,7 @@ class EvaluateConfig(Section):
 
 
 def _check_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Raise ValueError for a seed that stands twice: one training would pass for two, and intervals be too narrow."""
+    """Raise ValueError for a repeated seed: its training would count twice, and intervals would be too narrow."""
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"found {list(seeds)}, expected different seeds; each is trained once.")
     return seeds
@@ -461,33 +460,33 @@ class AblationConfig(Section):
     """The comparison with and without EF-FER1."""
 
     seeds: Seeds = (0, 1, 2)
-    """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a statement
-    about EF-FER1; with a standard deviation of 1 percentage point, three detect a difference of about 4."""
+    """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a
+    statement about EF-FER1; with a standard deviation of 1 percentage point, three detect a difference of about 4."""
     with_keys: dict[str, Any | None] = Field({}, alias="with")
     """Dotted key -> value, for the arm with EF-FER1 only, e.g. {finetune.epochs: 10}."""
     without: dict[str, Any | None] = {}
     """Dotted key -> value, for the arm without EF-FER1 only, e.g. its own learning rate,
     {finetune.optimizer.learning_rate: 4e-3}."""
     equal_compute: bool = False
-    """Adds a third arm without EF-FER1 whose fine-tuning is longer by the cost of EF-FER1."""
+    """Adds a third arm, without EF-FER1, whose fine-tuning is longer by as much compute as EF-FER1 took."""
 
 
 class ExpectedConfig(Section):
-    """What a reader who runs the file should see; it changes nothing."""
+    """The expected result and cost, for those who run the file; this section does not change the run."""
 
     result: str | None = None
     cost: str | None = None
     test_accuracy: tuple[Fraction, Fraction] | None = None
-    """Range that the report shows beside the value found."""
+    """Expected range of the test accuracy, which the report shows beside the measured value."""
 
 
 class SearchConfig(Section):
-    """Which keys a search may set, and how it looks for the best."""
+    """Which keys a search varies, and how it looks for the best values."""
 
     engine: Literal[names.ENGINES] = "random"
     """random, bayesian, hyperband and grid are KerasTuner's and use one machine; optuna can use several (--storage)."""
     objective: Literal[names.MONITORS] = "macro_f1"
-    """A metric on validation; loss is minimised, the others are maximised."""
+    """The metric on validation that the search optimises; loss is minimised, the others are maximised."""
     trials: Count | None = None
     """Maximum number of trials on all machines together; null: 10, and all trials for hyperband and grid."""
     seed: Seed = 0
@@ -499,8 +498,8 @@ class SearchConfig(Section):
     lost_after_seconds: Positive = 60.0
     """Several machines: a trial without a heartbeat for this long counts as lost, and another machine continues it."""
     space: dict[str, dict[str, Any]]
-    """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; if it depends on
-    a choice, with when: {KEY: [values]}."""
+    """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; with when: {KEY: [values]},
+    it is searched only if the choice KEY has one of these values."""
 
 
 Axis = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array"}, {"type": "object"}]})]
@@ -510,7 +509,7 @@ class SweepConfig(Section):
     """A grid of experiments: every combination of the values of some keys, each over the same seeds."""
 
     grid: dict[str, Axis] = {}
-    """Dotted key -> list of values, or a name of your own -> named bundles of keys, {name: {dotted key: value}}."""
+    """Dotted key -> list of values, or any name -> named bundles of keys, {name: {dotted key: value}}."""
     cells: dict[str, dict[str, Any]] = {}
     """Additional cells: name -> {dotted key: value}."""
     seeds: Seeds | None = None
@@ -524,7 +523,7 @@ class SweepConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """A whole experiment: EF-FER1, EF-FER2, and how they are judged.
+    """An experiment: data, network, the training of EF-FER1 and EF-FER2, and their evaluation.
 
     It is frozen: `load_experiment(config, {"finetune.epochs": 3})` returns a changed copy.
 
@@ -537,9 +536,9 @@ class ExperimentConfig(Section):
     experiment: ExperimentSection
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig | None = None
-    """EF-FER1; null in the ablation's arm without it."""
+    """The stage EF-FER1: trained on its data, or loaded from weights; null: EF-FER2 starts without it."""
     finetune: StageConfig
-    """EF-FER2."""
+    """The stage EF-FER2."""
     boosting: BoostingConfig | None = None
     """family boosted: the trees."""
     ensemble: EnsembleConfig | None = None
@@ -554,7 +553,7 @@ class ExperimentConfig(Section):
         return f"experiment {self.experiment.name}"
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        """Yield what names the experiment; the whole of it would fill a screen."""
+        """Yield the main keys only, since all of them would fill a screen."""
         model, pretrain, finetune = self.model, self.pretrain, self.finetune
         yield "experiment", self.experiment.name
         yield "family", model.family
@@ -566,9 +565,9 @@ class ExperimentConfig(Section):
         yield "seed", self.experiment.seed
 
     def _repr_html_(self) -> str:
-        """Return the keys that differ from their defaults as YAML, for a notebook."""
+        """Return HTML for a notebook with the keys that differ from their defaults, as YAML."""
         text = format_yaml(self.model_dump(mode="json", exclude_defaults=True))
-        # Characters that are invisible or turn the direction of writing are shown as \u202e.
+        # Characters that are invisible or change the direction of writing are shown as escapes such as \u202e.
         text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
         note = "Keys that are not listed have their defaults; dlfer show schema lists all."
         return f"<pre>{html.escape(text)}</pre><p>{note}</p>"
@@ -601,7 +600,7 @@ class ExperimentConfig(Section):
         return self
 
     def _check_pooled_images(self) -> None:
-        """Raise where EF-FER1 would be trained on the very images that the folds of a cross-validation judge."""
+        """Raise ValueError if EF-FER1 would be trained on the images that a cross-validation evaluates."""
         found = None if self.pretrain is None or self.pretrain.weights is not None else self.pretrain.data
         data = self.finetune.data
         if found is None or data is None or data.protocol != "cross_validation":
@@ -614,12 +613,12 @@ class ExperimentConfig(Section):
             )
 
     def tell_wrong_loss(self, stage: str) -> str | None:
-        """Return what is wrong with the loss of a stage, where it trains a sigmoid head and leaves the outputs open by a constant.
+        """Return what is wrong if a stage trains a sigmoid head with a loss that only depends on the outputs' ratios.
 
-        All sigmoids may then become 1. It is no rule of the section, since runs that broke it are to stay readable.
+        All sigmoids may then become 1. This is not a validator, since experiments of earlier runs must remain readable.
         """
         section: StageConfig | None = getattr(self, stage)
-        # Trees take the place of the head, and the members of an ensemble are looked at by themselves.
+        # Trees replace the head, and the members of an ensemble are checked separately.
         without_head = {"pretrain": ("ensemble",), "finetune": ("ensemble", "boosted")}[stage]
         is_trained = section is not None and getattr(section, "weights", None) is None
         if self.model.head.activation != "sigmoid" or self.model.family in without_head or not is_trained:
@@ -632,7 +631,7 @@ class ExperimentConfig(Section):
         )
 
     def _check_face_weights(self) -> None:
-        """Raise unless the network is the one that the weights from VGGFace2 belong to, with the pixels they expect."""
+        """Raise ValueError unless the weights from VGGFace2 fit the network and its scaling of pixels."""
         model = self.model
         if model.branches:
             raise ValueError(
@@ -648,7 +647,7 @@ class ExperimentConfig(Section):
             )
 
     def _check_branch_weights(self, weights: dict[str, str]) -> None:
-        """Raise unless each branch has weights, and each weights a branch."""
+        """Raise ValueError unless each branch has weights and all weights belong to a branch."""
         branches = self.model.name_branches()
         listed = ", ".join(weights) or "nothing"
         if not branches:
@@ -668,7 +667,7 @@ class ExperimentConfig(Section):
             )
 
     def _check_copies(self, stage: str) -> None:
-        """Raise where classes would be balanced by copies that are all the same; family boosted augments them itself."""
+        """Raise ValueError if classes would be balanced by identical copies; family boosted augments copies itself."""
         section: StageConfig | None = getattr(self, stage)
         if section is None or section.balance != "augment" or (stage, self.model.family) == ("finetune", "boosted"):
             return

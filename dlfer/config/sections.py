@@ -1,4 +1,4 @@
-"""The sections `data`, `model`, `boosting` and `ensemble` of an experiment, and what all sections share."""
+"""The sections `data`, `model`, `boosting` and `ensemble` of an experiment, and the base class of all sections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlfer.config import names
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen, nothing is converted."""
+    """The base class of all sections: unknown keys are errors, values are frozen, and types are not converted."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 def get_fields(section: type[Section]) -> dict[str, FieldInfo]:
-    """Return the fields of a section by their names in a file; an alias is for a name that Python reserves."""
+    """Return the fields of a section by their keys in a file; an alias replaces a key that is a Python keyword."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
@@ -38,7 +38,7 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class NormalizeConfig(Section):
-    """What "weight-normalised" may mean: each reading of the words is a key of its own."""
+    """The possible meanings of the paper's "weight-normalised", each as a key of its own."""
 
     rows: bool = True
     """Weights the training images by class, so that all classes count equally; the mean weight is 1."""
@@ -50,37 +50,37 @@ class NormalizeConfig(Section):
 
 
 class BoostingConfig(Section):
-    """How the trees are grown (family boosted).
+    """How the trees are trained (family boosted).
 
-    An epoch of `finetune` is `rounds_per_epoch` rounds; epochs, monitor, keep, early_stopping, batch_size,
-    image_size, crop and balance of that section apply, and what concerns gradients and augmentation does not.
+    An epoch of `finetune` is `rounds_per_epoch` rounds. Of that section, epochs, monitor, keep, early_stopping,
+    batch_size, image_size, crop and balance apply; the keys for gradients and augmentation do not.
     """
 
     rounds_per_epoch: Count = 10
-    """Rounds per epoch; a round is one tree per class. Each epoch ends with an evaluation on validation and a checkpoint."""
+    """Rounds per epoch; a round is one tree per class. Each epoch ends with a validation and a checkpoint."""
     levels: Literal["all", "last"] = "all"
-    """Features of every feature level of the backbone, or of its output only."""
+    """all: features of every feature level of the backbone; last: of its output only."""
     normalize: NormalizeConfig = NormalizeConfig()
     learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.1
     """Factor of each new tree. XGBoost's leaf is half of -S/V (reg_lambda 0), because it uses 2 p (1-p) as the second
     derivative: 1 adds half of the Newton step -S/V of each class, and 2 adds all of it."""
     max_depth: Count = 6
     min_child_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Smallest sum of second derivatives on either side of a split."""
+    """Minimum sum of second derivatives on each side of a split."""
     reg_lambda: Annotated[float, Field(ge=0)] = 1.0
-    """Added to the sum of second derivatives in split gain and leaf weight."""
+    """L2 regularisation: added to the sum of second derivatives in split gain and leaf weight."""
     gamma: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest gain of a split, as XGBoost computes it, without the factor 1/2."""
+    """Minimum gain of a split, as computed by XGBoost, without the factor 1/2."""
     subsample: Annotated[Fraction, Field(gt=0)] = 1.0
     """Fraction of the images used in a round."""
     colsample: Annotated[Fraction, Field(gt=0)] = 0.3
     """Fraction of the features used by a tree."""
     max_bin: Annotated[int, Field(ge=2, le=65535)] = 256
-    """Number of bins of a feature between which splits are searched."""
+    """Number of histogram bins of a feature; splits are searched at their boundaries."""
 
 
 class MemberConfig(Section):
-    """A member: the experiment with some keys set, or a model that is trained already."""
+    """A member of an ensemble: the experiment with some keys set, or a model that is already trained."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     set: dict[str, Any] | None = None
@@ -96,12 +96,12 @@ class MemberConfig(Section):
 
 
 class EnsembleConfig(Section):
-    """Several classifiers as one (family ensemble)."""
+    """Several classifiers combined into one (family ensemble)."""
 
     members: Annotated[tuple[MemberConfig, ...], Field(min_length=2)]
     combine: Literal[names.COMBINATIONS] = "average"
-    """average of the probabilities, vote (the average decides ties), or trained: a
-    multinomial logistic regression on the members' log-probabilities, fitted on validation."""
+    """average: the mean of the probabilities. vote: majority vote, whose ties the mean decides. trained: a multinomial
+    logistic regression on the members' log-probabilities, fitted on validation."""
 
     @model_validator(mode="after")
     def _check(self) -> EnsembleConfig:
@@ -118,11 +118,11 @@ class HeadConfig(Section):
     hidden: tuple[Count, ...] = ()
     """Units of dense layers (ReLU, each with the dropout) before the last one; [4096, 4096] is VGG's own head."""
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    """sigmoid goes with binary_crossentropy; its outputs are normalised to sum to one when predicting."""
+    """sigmoid is for loss binary_crossentropy; in prediction its outputs are normalised to sum to 1."""
 
 
 class ModelConfig(Section):
-    """The network, the same in both stages but for the number of labels."""
+    """The network, which is the same in both stages except for the number of labels."""
 
     family: Literal[names.FAMILIES] = "transfer"
     """transfer: one backbone. hybrid: several fused backbones. boosted: trees on a backbone's features. ensemble:
@@ -131,7 +131,7 @@ class ModelConfig(Section):
     branches: tuple[Literal[names.BACKBONES], ...] = ()
     """hybrid: the backbones that are fused, instead of `backbone`."""
     fusion: Literal[names.FUSIONS] = "concat"
-    """hybrid: concat of the pooled features, their sum (add), or a sum weighted per image (attention)."""
+    """hybrid: how the pooled features are fused. concat: concatenation; add: sum; attention: sum weighted per image."""
     stem: Literal[names.STEMS] = "imagenet"
     """resnet18, resnet34: imagenet is 7x7 with stride 2 and max pooling; small is 3x3 with stride 1, for small images."""
     feature_level: Count | None = None
@@ -187,13 +187,13 @@ class ModelConfig(Section):
     def name_branches(self) -> dict[str, str]:
         """Return the backbone of each branch of a hybrid by the branch's name, e.g. "branch1_resnet50".
 
-        Numbered, so that a backbone may occur twice, and so that weights of [a, b] do not pass for those of [b, a].
+        The names are numbered so that a backbone may occur twice, and weights of [a, b] are not accepted for [b, a].
         """
         return {f"branch{number}_{name}": name for number, name in enumerate(self.branches, 1)}
 
 
 class LabelsConfig(Section):
-    """How the label names of the data become those of the model."""
+    """How the label names of the data are mapped to those of the model."""
 
     aliases: dict[str, str] = {}
     """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings need no alias."""
@@ -202,7 +202,7 @@ class LabelsConfig(Section):
 
 
 class NumImages(Section):
-    """How many images of each split to use: a stratified draw; null takes all. Synthetic sources draw so many."""
+    """Number of images of each split, drawn as a stratified sample; null: all. Synthetic sources generate this many."""
 
     train: Count | None = None
     validation: Count | None = None
@@ -210,18 +210,18 @@ class NumImages(Section):
 
 
 class FacesConfig(Section):
-    """What is done to each image before anything else: its face found, turned upright by the eyes, evened out."""
+    """Preparation of each image before all other steps: face detection, alignment by the eyes, and equalisation."""
 
     detect: Literal[names.DETECTORS] = "none"
-    """none: the image is the face. centerface, mtcnn, opencv: the largest face is cut out; an image without a face
-    stays as it is."""
+    """none: the whole image is the face. centerface, mtcnn, opencv: the image is cropped to its largest face; an image
+    without a face is left unchanged."""
     size: Annotated[int, Field(ge=64, le=4096)] | None = None
     """Longest side in pixels to which images are shrunk before detection; a larger value finds smaller faces.
     null: 640 for centerface, 1280 for the others."""
     align: bool = False
     """Rotate and scale the face so that the eyes are at fixed positions; needs centerface or mtcnn, which find the eyes."""
     equalize: Literal[names.EQUALIZERS] = "none"
-    """histogram: equalised over the whole image. clahe: in tiles, with limited contrast."""
+    """histogram: histogram equalisation of the whole image. clahe: equalisation in tiles, with limited contrast."""
 
     @model_validator(mode="after")
     def _check(self) -> FacesConfig:
@@ -236,16 +236,16 @@ class FacesConfig(Section):
 
 
 class CropConfig(Section):
-    """tfds: what becomes of an image when it is read. null: by what the set is; faces, small square images of one size, and
-    images that a protocol, fraction, faces step or the like needs in memory are shown whole, others are cropped as
-    ImageNet's are. The run notes which it is, and why."""
+    """tfds: how images are cropped when they are read. null: depends on the data set; faces, small square images of one
+    size, and images that are needed in memory (for a protocol, fraction, face detection or the like) are used whole,
+    others are cropped like those of ImageNet. The run notes the choice and the reason."""
 
     train: Literal[names.TRAIN_CROPS] | None = None
-    """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image, made
-    a square as `aspect` says. pad: the same with `aspect: pad`, which it sets."""
+    """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image,
+    made square according to `aspect`. pad: like none, and sets `aspect: pad`."""
     validation: Literal[names.VALIDATION_CROPS] | None = None
-    """Crop of validation and test. center: 87.5 % of the shorter side; none: as in train. null: center if train has
-    random_resized."""
+    """Crop of validation and test images. center: 87.5 % of the shorter side; none: the whole image. null: center if
+    train is random_resized."""
 
 
 class SubjectsConfig(Section):
@@ -275,7 +275,7 @@ class SubjectsConfig(Section):
 
 
 class DataConfig(Section):
-    """Where images come from and how they are split."""
+    """The source of the images, and how they are split."""
 
     source: Literal[names.SOURCES]
     path: str | None = None
@@ -283,19 +283,21 @@ class DataConfig(Section):
     name: str | None = None
     """tfds only: the data set, e.g. imagenet2012."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
+    """tfds only: names of the splits in the data set, e.g. {train: train, validation: validation}."""
     folders: dict[str, Literal["train", "validation", "test", "class", "ignore"]] | None = None
-    """folder, fer2013, and tfds with name image_folder: the role of a folder in `path` whose name does not say it, e.g.
-    {holdout: test, old: ignore}."""
+    """folder, fer2013, and tfds with name image_folder: the roles of folders in `path` whose names do not tell them,
+    e.g. {holdout: test, old: ignore}."""
     protocol: Literal[names.PROTOCOLS] = "official"
-    """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. cross_validation: all images
-    pooled and divided into `folds`, of which `fold` is the test. paper: see split."""
+    """official: the data's own splits. resplit: all images pooled and divided into 64 % train, 16 % validation and 20 %
+    test, duplicates together. cross_validation: all pooled and divided into `folds`; `fold` is the test. paper: see
+    split."""
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
-    """cross_validation only: number of folds, stratified by class, with whole groups of duplicates and subjects."""
+    """cross_validation only: number of folds, which are stratified by class and do not divide groups of duplicates or
+    subjects."""
     fold: Annotated[int, Field(ge=0, le=19)] | None = None
-    """cross_validation only: the fold that is the test, from 0. null: `dlfer crossval` trains a model for each fold."""
+    """cross_validation only: the test fold, counted from 0. null: `dlfer crossval` trains a model for each fold."""
     subjects: SubjectsConfig | None = None
-    """The person in each image. Every split that dlfer draws keeps the images of one subject on one side."""
+    """The subject (person) in each image. Every split that dlfer draws keeps the images of a subject on one side."""
     split: Literal[names.PAPER_SPLITS] | None = None
     """paper only: after_balance pools all images, balances them and then splits them; official_80_20 evaluates on all
     official splits but Training."""
@@ -313,27 +315,27 @@ class DataConfig(Section):
     """ferplus: train on the distribution of the votes in `votes` over the labels; these are labels in addition to the
     data's own."""
     soft_share: Fraction = 1.0
-    """soft_targets: the weight of the votes in a target; the label has the rest."""
+    """soft_targets: the weight of the votes in a target; that of the label is 1 - soft_share."""
     drop_duplicates: bool = False
     """Remove training images that a chain of duplicates (exact, near, flipped) connects to validation or test images."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Pixels: images are stored as squares of this side, see `aspect`. null: native size if all are the same."""
+    """Side in pixels of the squares as which images are stored, see `aspect`. null: native size if all are the same."""
     aspect: Literal[names.ASPECTS] = "crop"
-    """How an image becomes a square. crop: its largest centred square. pad: the whole image in the centre of a square whose
-    other pixels repeat the image's edge. The choice is saved with the model."""
+    """How an image is made square. crop: its largest centred square. pad: the whole image in the centre of a square
+    whose other pixels repeat the image's edge. The choice is saved with the model."""
     crop: CropConfig = CropConfig()
-    """tfds only."""
+    """tfds only: how images are cropped when they are read; by default this depends on the data set."""
     faces: FacesConfig | None = None
     """Face detection, alignment and equalisation; results are cached in $DLFER_CACHE (~/.cache/dlfer) for identical
     images."""
     max_megapixels: Annotated[float, Field(gt=0, le=2000)] = 200.0
-    """Image files with more pixels are refused before decoding; an image of 200 megapixels takes 600 MB of memory."""
+    """Image files with more pixels are rejected before decoding; an image of 200 megapixels takes 600 MB of memory."""
     skip_unreadable: bool = False
-    """Leave out and count rows and files that cannot be read, instead of refusing the data."""
+    """Whether to leave out (and count) rows and files that cannot be read, instead of rejecting the data."""
     num_labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
     """synthetic_scenes only: number of labels, which reuse the kinds of scenes in turn; null: one per kind of scene."""
     seed: Seed = 0
-    """Seed of drawn splits and synthetic images. It is separate from experiment.seed, so that all seeds share the data."""
+    """Seed of drawn splits and synthetic images, separate from experiment.seed, so that all seeds share the data."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -406,7 +408,7 @@ class DataConfig(Section):
 
     @property
     def needs_memory(self) -> str | None:
-        """The first key that asks for all images in memory, with its value; None where there is none."""
+        """The first key that requires all images in memory, with its value; None if there is none."""
         asked = {
             f"protocol: {self.protocol}": self.protocol != "official",
             f"select_on: {self.select_on}": self.select_on is not None,
@@ -420,13 +422,13 @@ class DataConfig(Section):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether images are read again in each epoch, as far as that is known before the data is looked at."""
+        """Whether images are read again in each epoch, as far as the experiment alone determines it."""
         is_cropped = self.crop.train == "random_resized"
         return self.source == "tfds" and (is_cropped or (self.crop.train is None and self.name.startswith("imagenet")))
 
     def _check_tfds(self) -> None:
         if self.crop.train == "pad" and "aspect" not in self.model_fields_set:
-            # The network remembers it. The section is immutable from here on.
+            # The artifact records `aspect`, so it is set here, before the frozen section is used.
             object.__setattr__(self, "aspect", "pad")
             self.model_fields_set.add("aspect")
         if self.crop.train == "pad" and self.aspect != "pad":

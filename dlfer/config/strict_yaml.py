@@ -1,7 +1,7 @@
-"""YAML read strictly: the scalars of YAML 1.2, no repeated keys, and the line of every value.
+"""A strict YAML reader with the scalars of YAML 1.2, without repeated keys, and with the line of every value.
 
-PyYAML alone follows YAML 1.1: it reads `1e-3` as text, `no` as False, `1_000` as a number, `12:30` as
-750, and keeps the last of repeated keys without a word. Each of these has cost somebody a training.
+PyYAML follows YAML 1.1: it reads `1e-3` as a string, `no` as False, `1_000` as a number and `12:30` as 750, and
+silently keeps the last of repeated keys. Such errors are easily overlooked and spoil a training.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back; text that only YAML 1.1 takes for a number is quoted as well."""
+    """A dumper whose output `_Loader` reads back; strings that only YAML 1.1 reads as numbers are also quoted."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {
         key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()
@@ -59,7 +59,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # In its other styles PyYAML folds line breaks such as U+0085 into blanks.
+    # In its other styles PyYAML turns line breaks such as U+0085 into spaces.
     return dumper.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
 
@@ -71,11 +71,11 @@ for _name, _pattern, _first in _SCALARS:
 
 @dataclass
 class Document:
-    """The values of one YAML file.
+    """The contents of one YAML file.
 
     Attributes:
-        data: what the file says: dict, list, str, int, float, bool, None.
-        marks: where each value stands, e.g. ("finetune", "epochs") -> "a.yaml line 12".
+        data: the value: dict, list, str, int, float, bool or None.
+        marks: file and line of each value, e.g. ("finetune", "epochs") -> "a.yaml line 12".
     """
 
     data: Any
@@ -83,10 +83,10 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read the one document of a YAML file.
+    """Read a YAML file with a single document.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or repeats a key; with file and line.
+        ConfigError: the file cannot be read or is larger than MAX_BYTES, or as for `parse_yaml`.
     """
     try:
         raw = path.read_bytes()
@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def _advise_missing(path: Path) -> str:
-    """Return which file beside a missing one was probably meant, or how to write an experiment file."""
+    """Return a sentence that suggests a file with a similar name in the same folder, or says how to create one."""
     with contextlib.suppress(OSError):
         there = {file.stem: file for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml")}
         near = difflib.get_close_matches(path.stem, there, n=1, cutoff=0.7)
@@ -121,10 +121,10 @@ def _advise_missing(path: Path) -> str:
 
 
 def parse_yaml(text: str, name: str) -> Document:
-    """Read YAML text; `name` stands for it in messages and marks.
+    """Parse YAML text; `name` identifies it in messages and marks.
 
     Raises:
-        ConfigError: it is not YAML, repeats a key, or holds what an experiment cannot, with the line.
+        ConfigError: it is not YAML, repeats a key, or has a value that experiments do not allow; with the line.
     """
     try:
         loader = _Loader(text)
@@ -152,10 +152,10 @@ def parse_yaml(text: str, name: str) -> Document:
 
 
 def parse_value(text: str, name: str) -> Any:
-    """Return the value of an argument of a command; text keeps a # that would begin a comment in a file.
+    """Return the YAML value of a command-line argument; a string keeps a # that would begin a comment in a file.
 
     Raises:
-        ConfigError: as `parse_yaml`; or there is a # behind anything else on one line.
+        ConfigError: as for `parse_yaml`; or the text is one line in which a comment follows a value of another type.
     """
     data, text = parse_yaml(text, name).data, text.strip()
     comment = None if "\n" in text else _find_comment(text)
@@ -172,7 +172,7 @@ def parse_value(text: str, name: str) -> Any:
 
 
 def _find_comment(text: str) -> int | None:
-    """Return where the first comment of valid YAML begins: a # between two tokens."""
+    """Return the index of the first comment of valid YAML, a # between two tokens; None without a comment."""
     end = 0
     for token in yaml.scan(text, Loader=_Loader):
         found = text.find("#", end, token.start_mark.index)
@@ -183,12 +183,12 @@ def _find_comment(text: str) -> int | None:
 
 
 def format_yaml(data: Any) -> str:
-    """Return YAML text that `parse_yaml` reads back to equal data; mappings keep their order."""
+    """Return YAML text from which `parse_yaml` gives equal data; mappings keep their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _NodeReader:
-    """Turns PyYAML's nodes into values, noting lines and problems on the way."""
+    """A converter of PyYAML's nodes to values, which collects the lines of the values and the problems."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -198,7 +198,7 @@ class _NodeReader:
         self._num_values = 0
 
     def read(self, node: yaml.Node, location: Location) -> Any:
-        # Aliases may repeat a value without end ("billion laughs") or contain themselves.
+        # Aliases can multiply a value exponentially ("billion laughs") or contain themselves.
         self._num_values += 1
         if self._num_values > MAX_VALUES or len(location) > MAX_DEPTH:
             raise ConfigError(
@@ -252,7 +252,7 @@ class _NodeReader:
         try:
             match kind:
                 case "str":
-                    text.encode()  # an escape such as "\ud800" is half a character
+                    text.encode()  # raises for a lone surrogate, from an escape such as "\ud800"
                     return text
                 case "null" if _SCALARS[0][1].match(text):
                     return None

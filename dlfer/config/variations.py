@@ -1,13 +1,13 @@
-"""What an experiment varies: the cells of `sweep`, the arms of `ablation`, and the ranges of `search.space`.
+"""The variations of an experiment: the cells of `sweep`, the arms of `ablation`, and the ranges of `search.space`.
 
-The cells of a sweep are every combination of the values of its grid. An axis of the grid is a dotted key with a list of values, or a name of one's own with named bundles of
-keys, for what belongs together (an optimiser and its learning rate, a backbone and its image size).
-A key below a section that the same cell sets to null is left out: a cell without EF-FER1 has no
-`pretrain.image_size`, and is one cell, however many of those there are.
+The cells of a sweep are all combinations of the values of its grid. An axis of the grid is a dotted key with a list of
+values, or a free name with named bundles of keys that belong together (an optimiser and its learning rate, a backbone
+and its image size). A key below a section that the same cell sets to null is left out: a cell without EF-FER1 has no
+`pretrain.image_size`, so the combinations that differ only in that key are one cell.
 
-A space has known keys, one kind of range each, and ends that the key can take. A range may depend on another key:
-`finetune.optimizer.momentum: {between: [0.8, 0.99], when: {finetune.optimizer.name: [sgd]}}` is searched only in trials whose
-optimiser is sgd; elsewhere the key keeps the experiment's own value.
+Each known key in a space has one range, whose ends must be valid values. A range may depend on another key:
+`finetune.optimizer.momentum: {between: [0.8, 0.99], when: {finetune.optimizer.name: [sgd]}}` is searched only in trials
+with the optimiser sgd; in the others the key has the experiment's own value.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Cell:
     """One experiment of a sweep.
 
     Attributes:
-        name: what it is called in table and page.
-        settings: axis -> its value in words; none for a cell that is named in `sweep.cells`.
-        overrides: dotted key -> value, sections before what stands in them.
+        name: the name in tables and in the report.
+        settings: axis -> its value as text; empty for a cell from `sweep.cells`.
+        overrides: dotted key -> value, each section before the keys in it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Cell:
 
 
 def list_cells(config: ExperimentConfig) -> list[Cell]:
-    """Return the cells of an experiment's sweep, the first axis slowest; those named by themselves last.
+    """Return the cells of an experiment's sweep: those of the grid, first axis slowest, then those of `sweep.cells`.
 
     Example:
         >>> [cell.name for cell in list_cells(load_experiment("backbones.yaml"))][:2]
@@ -67,14 +67,14 @@ def list_cells(config: ExperimentConfig) -> list[Cell]:
 def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of `sweep` in the values of an experiment file.
 
-    The keys are looked up first; then every cell is validated as the experiment that it is.
+    The keys are checked first; if all are valid, every cell is validated as an experiment.
     """
     sweep = tree.get("sweep")
     grid, named = (sweep.get(name, {}) for name in ("grid", "cells")) if isinstance(sweep, dict) else (None, None)
     if not isinstance(grid, dict) or not isinstance(named, dict):
         return []
     if any(not isinstance(overrides, dict) for overrides in named.values()):
-        return []  # the schema says so
+        return []  # the validation by the schema reports it
     problems = [
         *_check_axes(grid),
         *_check_bundles(("sweep", "cells"), named),
@@ -93,7 +93,7 @@ def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
 def check_ablation(tree: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of `ablation.with` and `ablation.without` in the values of an experiment file.
 
-    The keys are looked up first; then each arm is validated as the experiment that it is.
+    The keys are checked first; then each arm is validated as an experiment, with its valid keys.
     """
     ablation = tree.get("ablation")
     if not isinstance(ablation, dict):
@@ -102,7 +102,7 @@ def check_ablation(tree: Mapping[str, Any]) -> list[Problem]:
     for arm in ("with", "without"):
         keys = ablation.get(arm) or {}
         if not isinstance(keys, dict):
-            continue  # the schema says so
+            continue  # the validation by the schema reports it
         wrong = {dotted: text for dotted in keys if (text := _check_arm_key(arm, dotted))}
         problems += [Problem(("ablation", arm, dotted), text) for dotted, text in wrong.items()]
         problems += _check_arm(tree, arm, {dotted: value for dotted, value in keys.items() if dotted not in wrong})
@@ -142,7 +142,7 @@ def _iterate_cells(sweep: Mapping[str, Any], *, has_pretrain: bool) -> Iterator[
 
 @dataclass(frozen=True)
 class _Value:
-    """One value of an axis: what it is called in the cell's name, in words, and the keys that it sets."""
+    """One value of an axis: its part of the cell's name, its value as text, and the keys that it sets."""
 
     title: str
     setting: str
@@ -157,7 +157,7 @@ def _list_values(axis: str, values: Any, grid: Mapping[str, Any]) -> list[_Value
 
 
 def _combine(chosen: Mapping[str, _Value], *, has_pretrain: bool) -> Cell:
-    """Join one value of every axis into a cell, without the keys below a section that is null in it."""
+    """Combine one value of every axis into a cell, without the keys below a section that is null in it."""
     everything = {key: item for value in chosen.values() for key, item in value.overrides.items()}
     absent = [key for key, value in everything.items() if value is None]
     if not has_pretrain and "pretrain" not in everything:
@@ -173,12 +173,12 @@ def _combine(chosen: Mapping[str, _Value], *, has_pretrain: bool) -> Cell:
 
 
 def sort_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys in the order in which they must be set: a section before what stands in it."""
+    """Return the keys in the order in which they must be set: each section before the keys in it."""
     return dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
 
 
 def _merge_same(cells: Iterator[Cell]) -> list[Cell]:
-    """Return the cells without those that became the same by leaving keys out."""
+    """Return the cells without repetitions, which occur where keys were left out."""
     merged: list[Cell] = []
     for cell in cells:
         if cell not in merged:
@@ -187,7 +187,7 @@ def _merge_same(cells: Iterator[Cell]) -> list[Cell]:
 
 
 def shorten_axis(axis: str, others: Collection[str]) -> str:
-    """Return the shortest end of a dotted key that no other axis ends with."""
+    """Return the last parts of a dotted key, as few as needed so that no other axis ends with them."""
     parts = axis.split(".")
     for count in range(1, len(parts)):
         end = ".".join(parts[-count:])
@@ -239,7 +239,7 @@ def _check_key(dotted: Any) -> str | None:
 
 
 def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each key that two axes set: one of the values would go under."""
+    """Yield a problem for each key that two axes set, since one value would overwrite the other."""
     setters: dict[str, list[str]] = {}
     for axis, values in grid.items():
         bundles = values.values() if isinstance(values, Mapping) else [{axis: None}]
@@ -252,10 +252,10 @@ def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _check_best_of(sweep: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each name in `best_of` that is no axis of the grid, or stands there twice."""
+    """Yield a problem for each name in `best_of` that is not an axis of the grid, or is repeated."""
     names = sweep.get("best_of") or ()
     if not isinstance(names, list | tuple) or any(not isinstance(name, str) for name in names):
-        return  # the schema says so
+        return  # the validation by the schema reports it
     for name in dict.fromkeys(names):
         if name not in grid:
             near = _find_near_axis(name, list(grid))
@@ -267,7 +267,7 @@ def _check_best_of(sweep: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterato
 
 
 def _find_near_axis(name: str, axes: list[str]) -> str | None:
-    """Return the axis that is spelt most alike, in full or by its last part; None where none is."""
+    """Return the axis with the most similar name, in full or by its last part; None if none is similar."""
     spellings = {axis.rsplit(".", 1)[-1]: axis for axis in axes} | {axis: axis for axis in axes}
     near = difflib.get_close_matches(name, spellings, n=1) or difflib.get_close_matches(
         name.rsplit(".", 1)[-1], spellings, n=1
@@ -293,7 +293,7 @@ def _check_names(sweep: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
 
 
 def _check_cells(tree: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
-    """Validate every cell; a problem that the experiment has by itself is told elsewhere."""
+    """Validate every cell, and return the problems that the experiment without the sweep does not have."""
     base = {name: section for name, section in tree.items() if name != "sweep"}
     before = set(validate(base)[1])
     problems: dict[Problem, None] = {}
@@ -310,7 +310,7 @@ def _check_cells(tree: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
 
 
 def _place(problem: Problem, cell: Cell, sweep: Mapping[str, Any]) -> Problem:
-    """Return a problem of a cell where the value stands that makes it, else where the cell comes from."""
+    """Return a cell's problem with the key of the value that causes it, or else that of the cell or the grid."""
     dotted = ".".join(problem.key)
     culprit = next((key for key in cell.overrides if is_within(dotted, key)), None)
     if not cell.settings and cell.name in sweep.get("cells", {}):
@@ -339,14 +339,14 @@ FIXED = (
     "ablation",
     "sweep",
 )
-"""Keys that do not change the result of a run, so varying them is useless."""
+"""Keys that do not change the result of a run, so that varying them is useless."""
 
 
 def check_space(tree: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of `search.space` in the values of an experiment file.
 
-    Each extreme value (both ends, every choice) is set on its own, and the whole experiment is
-    validated. Keys below a stage that is null here (the arm without EF-FER1) are only looked up.
+    The experiment is validated with each end of a range and with each choice, one at a time. For keys below a stage
+    that is null (in the arm without EF-FER1), only their existence and the range are checked.
     """
     search = tree.get("search")
     space = search.get("space") if isinstance(search, dict) else None
@@ -386,7 +386,7 @@ _OF_IMAGES = (
 
 
 def _check_comparable(dotted: str) -> str | None:
-    """Return why trials that differ in a key cannot be ranked by validation; None where they can."""
+    """Return why trials that differ in a key cannot be ranked on validation; None if they can."""
     if is_within(dotted, "experiment.seed"):
         return "a search over seeds finds the luckiest one; take it out, and train the best trial with several seeds."
     keys = [*(f"finetune.data.{key}" for key in _OF_IMAGES), "finetune.data.num_images.validation"]
@@ -396,7 +396,7 @@ def _check_comparable(dotted: str) -> str | None:
 
 
 def check_key(dotted: str, hint: str) -> str | None:
-    """Return why a dotted key cannot be varied; `hint` says what can. None where it can."""
+    """Return why a dotted key cannot be varied, with `hint` on the keys that can; None if it can be varied."""
     if any(is_within(dotted, fixed) for fixed in FIXED):
         return f"does not change the result of a run; {hint}"
     parts = split_key(dotted)
@@ -406,7 +406,7 @@ def check_key(dotted: str, hint: str) -> str | None:
 
 
 def is_within(dotted: str, section: str) -> bool:
-    """Tell whether a dotted key is `section` or stands below it."""
+    """Return whether a dotted key is `section` or a key below it."""
     return dotted == section or dotted.startswith(f"{section}.")
 
 
@@ -443,7 +443,7 @@ def _check_spec(spec: Mapping[str, Any]) -> str | None:
 
 
 def _check_step(dotted: str, spec: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the step of a key that takes whole numbers only."""
+    """Return what is wrong with the step of a key that is an integer; None if nothing is."""
     alternatives, step = get_alternatives(find_annotation(split_key(dotted))), spec.get("step")
     if step is None or float in alternatives or float(step).is_integer():
         return None
@@ -451,7 +451,7 @@ def _check_step(dotted: str, spec: Mapping[str, Any]) -> str | None:
 
 
 def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:
-    """Return what is wrong with the condition of a range: it names choices of the space, and no circle."""
+    """Return what is wrong with the condition of a range; it must name choices of the space, without a cycle."""
     when = space[dotted].get("when", {})
     if not isinstance(when, dict) or not all(isinstance(values, list) and values for values in when.values()):
         return f"when: found {when!r}, expected {{KEY: [values]}}, e.g. {{finetune.optimizer.name: [sgd]}}."
@@ -469,7 +469,7 @@ def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:
 
 
 def list_ancestors(space: Mapping[str, Any], dotted: str) -> list[str]:
-    """Return the keys that the condition of `dotted` depends on, directly or through other keys."""
+    """Return the keys that the condition of `dotted` depends on, directly or indirectly."""
     found: list[str] = []
     queue = list(_get_when(space, dotted))
     while queue:
@@ -481,7 +481,7 @@ def list_ancestors(space: Mapping[str, Any], dotted: str) -> list[str]:
 
 
 def _get_when(space: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:
-    """Return the condition of a key, {} where it has none or is written wrongly."""
+    """Return the condition of a key; {} if there is none or it is malformed."""
     spec = space.get(dotted)
     when = spec.get("when", {}) if isinstance(spec, dict) else {}
     return when if isinstance(when, dict) else {}
@@ -499,7 +499,7 @@ def _check_values(tree: Mapping[str, Any], dotted: str, space: Mapping[str, Any]
 
 
 def _list_settings(space: Mapping[str, Any], dotted: str) -> Iterator[dict[str, Any]]:
-    """Yield the settings of other keys under which `dotted` is searched; one empty setting without a condition."""
+    """Yield the combinations of other keys' values under which `dotted` is searched; {} if it has no condition."""
     allowed: dict[str, list[Any]] = {}
     for key in reversed([dotted, *list_ancestors(space, dotted)]):
         for parent, values in _get_when(space, key).items():
@@ -512,7 +512,7 @@ def _list_settings(space: Mapping[str, Any], dotted: str) -> Iterator[dict[str, 
 def validate_with(
     tree: Mapping[str, Any], settings: Mapping[str, Any], before: set[Problem]
 ) -> tuple[ExperimentConfig | None, list[Problem]]:
-    """Return the experiment with some dotted keys set, or None, and the problems that are not among `before`."""
+    """Return the experiment with some dotted keys set (None if invalid), and the problems that are not in `before`."""
     changed = copy.deepcopy(dict(tree))
     for dotted, value in settings.items():
         set_value(changed, split_key(dotted), copy.deepcopy(value))
@@ -521,10 +521,10 @@ def validate_with(
 
 
 def set_value(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
-    """Set a key of nested mappings; a section that is absent or null is replaced by a new one.
+    """Set a key in nested mappings; a section that is missing or null is created.
 
     Returns:
-        How many leading parts of `key` stood there before.
+        The number of leading parts of `key` that existed before.
     """
     num_found = 0
     for part in key[:-1]:

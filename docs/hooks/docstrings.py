@@ -1,4 +1,4 @@
-"""A griffe extension for mkdocstrings: the section that dlfer's docstrings call `Example:` is griffe's `Examples:`."""
+"""A griffe extension for mkdocstrings, which renames the section `Example:` of docstrings to griffe's `Examples:`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Makes code of the examples in docstrings."""
+    """A griffe extension that makes examples in docstrings appear as code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rename the section in the docstring of an object."""
+        """Rename the section `Example:` in the docstring of an object."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)

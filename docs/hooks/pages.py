@@ -1,8 +1,8 @@
-"""Pages of the site that are not written by hand, for `mkdocs build`: the reference, and files of the repository.
+"""MkDocs hook that adds pages which are not in docs/: the generated reference, and files of the repository.
 
-The reference is made from the code at every build (experiment keys, commands, public names), so it cannot fall behind it. Pages of
-results/ and the files that a page links to outside of docs/ (an experiment, a deployment script) become part of the site, so
-that links are relative in the repository and on the site, and every one of them is checked.
+The reference (experiment keys, commands, public names) is generated from the code at every build, so it is always up to
+date. The pages of results/ and the files outside of docs/ that pages link to (an experiment, a deployment script)
+become part of the site, so that the same relative links work in the repository and on the site, and all are checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEMBERS = {
     "Run": ("folder", "status", "config", "metrics", "history", "report", "classifier", "resume"),
     "Study": ("folder", "kind", "status", "config", "comparison", "members", "runs", "best", "report", "resume"),
 }
-"""Public class -> what the reference shows of it."""
+"""Public class -> the members that the reference shows."""
 PUBLISHED = ("results/**/*.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
@@ -31,7 +31,7 @@ _FENCE = re.compile(r"(^```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated reference, the published pages and the files that pages link to outside of docs/."""
+    """Add the generated reference, the published pages, and the files outside of docs/ that pages link to."""
     generated = {
         "reference/experiment.md": write_experiment_reference(),
         "reference/cli.md": write_cli_reference(),
@@ -56,7 +56,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links that leave docs/ to the same file on the site; a folder without a page loses its link."""
+    """Rewrite links to files outside of docs/ for the site; replace links to folders without a README.md by text."""
     uri = page.file.src_uri
 
     def replace(match: re.Match[str]) -> str:
@@ -79,7 +79,7 @@ def _iterate_links(markdown: str) -> Iterable[re.Match[str]]:
 
 
 def _find_target(uri: str, link: str) -> str | None:
-    """Return the path in the repository that a page's link leads to; None for an address and for what is not there."""
+    """Return the path in the repository that a page's link refers to; None for a URL or a path that does not exist."""
     if "://" in link or link.startswith("mailto:"):
         return None
     source = uri if not (ROOT / "docs" / uri).exists() and (ROOT / uri).exists() else f"docs/{uri}"
@@ -88,7 +88,7 @@ def _find_target(uri: str, link: str) -> str | None:
 
 
 def write_experiment_reference() -> str:
-    """Return the page of all keys of an experiment file: values, default and meaning of each."""
+    """Return the page with all keys of experiment files: values, default and meaning of each."""
     from dlfer.config.keys import describe_keys
 
     rows = describe_keys()
@@ -123,7 +123,7 @@ def _format_key(row: dict[str, str]) -> list[str]:
 
 
 def write_cli_reference() -> str:
-    """Return the page of all commands with their arguments and options."""
+    """Return the page with all commands, their arguments and their options."""
     import typer
 
     from dlfer.cli import VERBS, app
@@ -177,7 +177,7 @@ def _metavar(parameter: Any) -> str:
 
 
 def write_python_reference() -> str:
-    """Return the page of the public names; mkdocstrings fills in their signatures and docstrings."""
+    """Return the page with the public names, for which mkdocstrings inserts signatures and docstrings."""
     import dlfer
     from dlfer.quiet import hush_libraries
 
@@ -202,7 +202,7 @@ def write_python_reference() -> str:
 
 
 def write_experiments() -> str:
-    """Return the page of the experiments that come with dlfer: the comments at the head of each file."""
+    """Return the page with the shipped experiments, which shows the comments at the beginning of each file."""
     lines = [
         "# Shipped experiments",
         "",
@@ -234,7 +234,7 @@ def _join_sentences(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text in which Markdown has no meaning but code between backquotes."""
+    """Return text with Markdown's special characters escaped, except in code between backquotes."""
     parts = text.split("`")
     return "`".join(
         part if index % 2 else re.sub(r"([\\*_\[\]<>{}])", r"\\\1", part) for index, part in enumerate(parts)

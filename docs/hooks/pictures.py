@@ -1,12 +1,12 @@
-"""Take the pictures of the documentation with chromium: of a report, of explanations, and of the server's page.
+"""Screenshots for the documentation, taken with Chromium: of a report, of explanations, and of the server's page.
 
     python docs/hooks/pictures.py saved_models/runs/quickstart/RUN/report.html
 
-writes docs/ablation_report.png from the report of `dlfer ablate experiments/quickstart.yaml`, and docs/run_report.png from that of its
-first member, or of a run whose own report is given. Always it writes docs/explain_page.png from `dlfer explain docs/astronaut.jpg` and
-docs/serve_page.jpg from `dlfer serve`, both with the default model. docs/astronaut_marked.jpg is written by
-`dlfer predict docs/astronaut.jpg --draw docs/marked/`. They show drawn faces and docs/astronaut.jpg, which is in the public domain, and
-no others.
+writes docs/ablation_report.png from the report of `dlfer ablate experiments/quickstart.yaml`, and docs/run_report.png
+from that of its first member, or from the given report if it is that of a run. In any case it writes
+docs/explain_page.png from `dlfer explain docs/astronaut.jpg` and docs/serve_page.jpg from `dlfer serve`, both with the
+default model. docs/astronaut_marked.jpg is written by `dlfer predict docs/astronaut.jpg --draw docs/marked/`. The only
+faces shown are synthetic drawings and docs/astronaut.jpg, which is in the public domain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PORT = 8765
 
 
 def take_reports(page: Page, report: Path) -> None:
-    """Write the head of an ablation's report to the end of its first figure, where it is one, and the architecture in the report of a run."""
+    """Write screenshots of an ablation's report up to its first figure (if it is one) and of a run's architecture."""
     members = report.parent / "members.csv"
     run = report
     if members.exists():
@@ -45,7 +45,7 @@ def take_reports(page: Page, report: Path) -> None:
 
 
 def take_explanation(page: Page) -> None:
-    """Write the page of `dlfer explain` for a photograph."""
+    """Write a screenshot of the page of `dlfer explain` for a photograph."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "dlfer", "explain", "docs/astronaut.jpg", "--out", f"{folder}/explained"]
         subprocess.run(command, cwd=DOCS.parent, check=True)
@@ -54,7 +54,7 @@ def take_explanation(page: Page) -> None:
 
 
 def take_server(page: Page) -> None:
-    """Write the page of the server with the faces of a photograph."""
+    """Write a screenshot of the server's page with the faces of a photograph."""
     command = [sys.executable, "-m", "dlfer", "serve", "--port", str(PORT), "--max-seconds", "600"]
     server = subprocess.Popen(command, cwd=DOCS.parent)
     try:
@@ -71,7 +71,7 @@ def take_server(page: Page) -> None:
 
 
 def _take_section(page: Page, section: str, path: Path) -> None:
-    """Write a section of a report, from its heading to the next one."""
+    """Write a screenshot of a section of a report, from its heading to the next one."""
     top, bottom = page.evaluate(
         """id => {
             const heading = document.getElementById(id);
