@@ -183,7 +183,7 @@ def find_truths(population: Population, predictions: Predictions, scores: dict[s
     """Return path -> true value; for a point of a curve, the value at the thresholds that this test set gave."""
     truths = dict(population.find_values(tuple(np.unique(predictions.targets).tolist())))
     for path, point in iterate_intervals(scores["selective"]["curve"], "selective.curve"):
-        truths[path] = 1 - population.find_accuracy("raw", point["threshold"], np.inf)
+        truths[path] = 1 - population.find_accuracy("scaled", point["threshold"], np.inf)
     rows = np.arange(len(predictions)), predictions.predicted
     for kind in ("raw", "scaled"):
         answers = predictions.probabilities

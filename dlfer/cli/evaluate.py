@@ -95,6 +95,7 @@ def evaluate(
     It also evaluates an external model file: dlfer evaluate FILE.onnx --input "48x48 gray /255" --labels
     angry,disgust,fear,happy,sad,surprise,neutral --data fer2013.csv
     """
+    from dlfer.metrics.predictions import write_predictions
     from dlfer.predict.external import SUFFIXES
     from dlfer.runs.files import check_outputs
     from dlfer.runs.find import find_model
@@ -136,9 +137,13 @@ def evaluate(
         from dlfer.experiment.evaluate import evaluate_with_predictions
 
         metrics, found = evaluate_with_predictions(model, **asked)
+    # Files are written first, because whoever reads stdout may have closed it.
+    if predictions is not None:
+        write_predictions(found, predictions)
     _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
-    # Resolve the path, because a run may be named by "." instead of by its folder.
-    _keep_predictions(found, Path(model).resolve().stem, predictions, against)
+    if against is not None:
+        # Resolve the path, because a run may be named by "." instead of by its folder.
+        _show_comparison(found, Path(model).resolve().stem, against)
 
 
 def _find_other(against: str | None) -> Path | None:
@@ -163,21 +168,18 @@ def _find_other(against: str | None) -> Path | None:
     return entry.path
 
 
-def _keep_predictions(found: Predictions, name: str, path: Path | None, against: str | None) -> None:
-    """Write the predictions to `path`, and print their comparison with those of `against`, where these are given."""
+def _show_comparison(found: Predictions, name: str, against: str) -> None:
+    """Print the comparison of predictions with those of a run or of a file."""
     import tempfile
 
     from dlfer.metrics.predictions import write_predictions
     from dlfer.report.terminal import format_comparison
     from dlfer.study.compare import compare_runs
 
-    if path is not None:
-        write_predictions(found, path)
-    if against is not None:
-        with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
-            file = Path(folder) / f"{name}.npz"
-            write_predictions(found, file)
-            print_text(format_comparison(compare_runs([against, str(file)])))
+    with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+        file = Path(folder) / f"{name}.npz"
+        write_predictions(found, file)
+        print_text(format_comparison(compare_runs([against, str(file)])))
 
 
 def _check_data(data: Path | None, split: str | None) -> None:
@@ -193,11 +195,12 @@ def _show_metrics(metrics: Metrics, name: str, json_out: Path | None, html_out: 
     from dlfer.report.terminal import format_metrics
     from dlfer.runs.records import SCHEMA
 
-    print_result(format_metrics(metrics), {"schema": SCHEMA, **metrics.as_json()}, json_out)
     if html_out is not None:
         from dlfer.report.html import write_metrics_page
 
         write_metrics_page(html_out, metrics, name)
+    print_result(format_metrics(metrics), {"schema": SCHEMA, **metrics.as_json()}, json_out)
+    if html_out is not None:
         say(f"written: {html_out}")
 
 

@@ -378,8 +378,8 @@ def print_result(text: str, values: Any, json_out: Path | None) -> None:
     if json_out == STDOUT:
         print_text(encoded)
         return
+    write_atomically(json_out, encoded + "\n")  # first: whoever reads stdout may have closed it
     print_text(text)
-    write_atomically(json_out, encoded + "\n")
 
 
 def find_file(json_out: Path | None) -> Path | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import typer
 
 from dlfer.cli.options import DetectorSize, Faces, complete_models, say
 from dlfer.errors import UserError
+
+_LARGEST = 10**9
 
 
 def serve(
@@ -83,8 +84,8 @@ def serve(
         "--max-requests": max_requests,
     }
     for option, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"dlfer serve {option} {value}: expected a number above 0.")
+        if not 0 < value <= _LARGEST:
+            raise UserError(f"dlfer serve {option} {value}: expected a number above 0, at most {_LARGEST:,}.")
     if not 0 <= batch_ms <= 1000:
         raise UserError(f"dlfer serve --batch-ms {batch_ms}: expected 0 to 1000.")
     from dlfer.runs.find import find_default_model, find_model

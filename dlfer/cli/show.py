@@ -69,7 +69,7 @@ def show(
     json_out: Json = None,
     force: Force = False,
 ) -> None:
-    """Show an experiment with all defaults, the runs, one run, or the models, backbones, sources and keys."""
+    """Show an experiment with all defaults, the runs, one run, or the models, backbones, sources and the schema of all keys."""
     from dlfer.runs.files import check_outputs
     from dlfer.runs.find import default_runs_folder
 

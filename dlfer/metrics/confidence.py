@@ -105,6 +105,14 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def calibrate(predictions: Predictions, temperature: float | None) -> Predictions:
+    """Return predictions after temperature scaling, in the precision of predictions; unchanged if it is None."""
+    if temperature is None:
+        return predictions
+    scaled = apply_temperature(predictions.probabilities, temperature).astype(np.float32)
+    return Predictions(predictions.ids, predictions.labels, predictions.targets, scaled)
+
+
 def check_finite(probabilities: np.ndarray, what: str = "the model") -> np.ndarray:
     """Return the probabilities (float [N, C]) unchanged if all are finite.
 

@@ -14,7 +14,13 @@ import numpy as np
 from dlfer.errors import DataError
 from dlfer.metrics import classification as mt
 from dlfer.metrics import intervals as iv
-from dlfer.metrics.confidence import choose_threshold, compute_calibration, compute_selective, describe_temperature
+from dlfer.metrics.confidence import (
+    calibrate,
+    choose_threshold,
+    compute_calibration,
+    compute_selective,
+    describe_temperature,
+)
 from dlfer.metrics.curves import (
     compute_auc_intervals,
     compute_aucs,
@@ -54,7 +60,11 @@ REASONS = {
 
 
 def compute_scores(
-    predictions: Predictions, *, temperature: float | None = None, threshold: float | None = None
+    predictions: Predictions,
+    *,
+    temperature: float | None = None,
+    threshold: float | None = None,
+    is_threshold_calibrated: bool = True,
 ) -> SplitMetrics:
     """Return every metric of `predictions` with its 95 % interval; an undefined value is None.
 
@@ -65,6 +75,8 @@ def compute_scores(
     Args:
         temperature: fitted on validation; calibration is also computed after applying it.
         threshold: of the confidence, chosen on validation; coverage and accuracy at it are included.
+        is_threshold_calibrated: whether the threshold is one of confidences after applying the temperature; selective
+            prediction then is computed with these.
 
     Returns:
         The metrics as fractions, with averages over the labels that have images ("not_judged" lists the others); mcc
@@ -102,7 +114,9 @@ def compute_scores(
         "per_class": _compute_per_class(confusion, predictions.labels, areas),
         "confusion": confusion.tolist(),
         "calibration": compute_calibration(predictions, temperature),
-        "selective": compute_selective(predictions, threshold),
+        "selective": compute_selective(
+            calibrate(predictions, temperature if is_threshold_calibrated else None), threshold
+        ),
     }
     return SplitMetrics.build(_add_reasons(to_json(scores)))
 
@@ -128,10 +142,11 @@ def compute_metrics_file(
     validation, temperature, abstain = splits.get("validation"), about.temperature, about.abstain
     if validation is not None:
         temperature = temperature or describe_temperature(validation, about.selected_on)
-        abstain = abstain or _choose_abstention(validation, target_accuracy, about.selected_on)
+        abstain = abstain or _choose_abstention(validation, target_accuracy, about.selected_on, temperature.value)
     fitted = {
         "temperature": temperature.value if temperature else None,
         "threshold": abstain.threshold if abstain else None,
+        "is_threshold_calibrated": abstain is None or abstain.temperature is not None,
     }
     scores = {
         split: compute_scores(splits[split], **fitted) if splits.get(split) is not None else None
@@ -161,11 +176,20 @@ def compute_metrics_file(
     )
 
 
-def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_on: str) -> Abstention | None:
-    threshold = choose_threshold(validation, target_accuracy)
+def _choose_abstention(
+    validation: Predictions, target_accuracy: float, chosen_on: str, temperature: float
+) -> Abstention | None:
+    """Return the threshold of calibrated confidences, which are those that predictions come with."""
+    threshold = choose_threshold(calibrate(validation, temperature), target_accuracy)
     if threshold is None:
         return None
-    return Abstention(threshold=threshold, target_accuracy=target_accuracy, chosen_on=chosen_on, n=len(validation))
+    return Abstention(
+        threshold=threshold,
+        target_accuracy=target_accuracy,
+        chosen_on=chosen_on,
+        n=len(validation),
+        temperature=temperature,
+    )
 
 
 def _compute_per_class(

@@ -123,8 +123,13 @@ def describe_abstention(metrics: Metrics) -> list[str]:
 
 def _describe_threshold(abstain: Abstention, at: AtThreshold, *, is_optimistic: bool) -> list[str]:
     same = " The same images are evaluated here, so the value is optimistic." if is_optimistic else ""
+    if abstain.temperature is None:
+        kind = "uncalibrated confidence"
+        same += " It does not apply to the calibrated confidences of dlfer predict and dlfer serve."
+    else:
+        kind = f"confidence, calibrated by the temperature {abstain.temperature:.3g},"
     return [
-        f"Where the model answers only if its confidence is at least {abstain.threshold:.3f}, it answers "
+        f"Where the model answers only if its {kind} is at least {abstain.threshold:.3f}, it answers "
         f"{format_percent(at.coverage.value)} of the images ({format_count(at.n)}), and "
         f"{format_percent(at.accuracy.value)} of these answers are right ({format_uncertainty(at.accuracy)}).",
         f"The threshold is the lowest one with which {format_percent(abstain.target_accuracy, 0)} are right on "

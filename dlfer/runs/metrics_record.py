@@ -405,12 +405,18 @@ class EnsembleMetrics(Record):
 
 
 class Abstention(Record):
-    """The confidence below which the model abstains, with its target accuracy and the split that it was chosen on."""
+    """The confidence below which the model abstains, with its target accuracy and the split that it was chosen on.
+
+    Attributes:
+        temperature: by which the confidences were calibrated before, as `dlfer predict` does; None: they were not, as in
+            metrics of before 0.2.
+    """
 
     threshold: float
     target_accuracy: float
     chosen_on: str
     n: int
+    temperature: float | None = None
 
 
 class JudgedOn(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import time
@@ -17,6 +19,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+MAX_HEAD_BYTES = 32 * 1024
+"""Maximum size of the head of a request (request line and headers)."""
 
 
 class Metrics:
@@ -161,6 +165,20 @@ def find_address(scope: Scope) -> str:
     return str(address.ipv4_mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)).network_address)
 
 
+def _read_address(text: str) -> str | None:
+    """Return an IP address, with or without a port behind it, as an address alone; None for other text."""
+    for candidate in (text, text.rpartition(":")[0], text.rpartition(":")[0].strip("[]"), text.strip("[]")):
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(candidate))
+    return None
+
+
+def _measure_head(scope: Scope) -> int:
+    """Return the bytes of a request's path, query and headers; the protocol limits only heads that arrive in pieces."""
+    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") + fields
+
+
 class Guard:
     """Middleware that refuses requests which the policy does not allow, adds security headers, and counts all requests.
 
@@ -210,6 +228,10 @@ class Guard:
             await (answer or self._app)(scope, receive, send_on)
         except ClientDisconnect:
             status = STATUS_DISCONNECTED
+        except asyncio.CancelledError:  # a second signal to stop
+            if not is_answered:
+                failure = {"error": "The server was stopped before the response was ready."}
+                await JSONResponse(failure, 503)(scope, receive, send_on)
         except Exception:
             # The framework would respond outside this middleware, without these headers. It still logs the error.
             if not is_answered:
@@ -229,11 +251,14 @@ class Guard:
             scope["root_path"], scope["path"] = root, root + path
         forwarded = headers.getlist("x-forwarded-for")
         if self._policy.proxy_headers and forwarded:
-            scope["client"] = (forwarded[-1].rpartition(",")[2].strip()[:64], 0)
+            address = _read_address(forwarded[-1].rpartition(",")[2].strip())
+            scope["client"] = scope["client"] if address is None else (address, 0)
         return path
 
     def _respond_directly(self, scope: Scope, headers: Headers, path: str) -> Response | None:
         """Return the response to a refused request, a CORS preflight or the bare prefix; None for other requests."""
+        if _measure_head(scope) > MAX_HEAD_BYTES:
+            return JSONResponse({"error": f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes."}, 431)
         refused = self._policy.judge(scope, headers, path)
         is_question = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if is_question and (refused is None or refused[0] == 401):

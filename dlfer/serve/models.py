@@ -19,12 +19,13 @@ from dlfer.config.sections import FacesConfig
 from dlfer.data.images import MIN_SIDE, resize_square, to_channels
 from dlfer.data.pictures import predict_by_size
 from dlfer.errors import UserError
+from dlfer.metrics.intervals import compute_proportion
 from dlfer.predict.crops import Crop, build_cropper, get_crop_size
 from dlfer.predict.engines import Engine
 from dlfer.report.headline import name_judged_split
 from dlfer.report.page import try_experiment
-from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.records import About, ArtifactRecord, DataRecord, Temperature
+from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.records import About, ArtifactRecord, DataRecord, OnnxRecord, Temperature
 from dlfer.runs.run import RUN_FILE
 from dlfer.runs.run_records import read_metrics
 from dlfer.serve.limits import Limits, Refusal
@@ -152,7 +153,7 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
         labels=list(classifier.labels),
         backbone=(record.backbone or "").replace(", ", " + ") or None if record else None,
         optimizer=_describe_optimizer(config.finetune.optimizer) if config else None,
-        accuracy=_read_accuracy(metrics, data),
+        accuracy=_read_accuracy(metrics, data, record.onnx if record else None),
         protocol=about.protocol or metrics.protocol,
         banner=metrics.banner,
         image_size=classifier.image_size,
@@ -215,11 +216,15 @@ def _describe_fit(fit: Temperature) -> str:
     return "" if fit.fitted_on is None or fit.n is None else f", fitted on {fit.fitted_on} (n = {fit.n:,})"
 
 
-def _read_accuracy(metrics: Metrics, data: DataRecord | None) -> Figure | None:
+def _read_accuracy(metrics: Metrics, data: DataRecord | None, onnx: OnnxRecord | None) -> Figure | None:
+    """Return the accuracy on the evaluated split; of a model with int8 weights, that with these weights where it was measured."""
     judged = metrics.judged
     if judged is None or judged.accuracy.value is None:
         return None
     accuracy = judged.accuracy
+    quantised = onnx.accuracy if onnx else None
+    if quantised is not None and quantised.n == judged.n:
+        accuracy = Estimate(**compute_proportion(round(quantised.quantised * judged.n), judged.n))
     return Figure(
         value=accuracy.value, low=accuracy.low, high=accuracy.high, n=judged.n, what=name_judged_split(metrics, data)
     )

@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
 from dlfer.runs.machine import return_freed_memory
 from dlfer.serve.app import build_app
-from dlfer.serve.guard import LOOPBACK_NAMES, Policy, find_address
+from dlfer.serve.guard import LOOPBACK_NAMES, MAX_HEAD_BYTES, Policy, find_address
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel, build_model, choose_names
 
@@ -89,8 +90,6 @@ GRACE = 1.0
 """Seconds in which a new connection keeps its slot without a request; up to twice as many as allowed are open then."""
 LINGER = 2.0
 """Seconds in which a closed connection still reads and discards what the client is sending."""
-MAX_HEAD_BYTES = 32 * 1024
-"""Maximum size of the head of a request (request line and headers)."""
 
 _LOG = logging.getLogger("uvicorn.error")
 
@@ -258,7 +257,8 @@ class LimitedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not valid HTTP, with this server's error schema."""
-        if self.conn.their_state is h11.ERROR and len(self.conn.trailing_data[0]) > MAX_HEAD_BYTES:
+        # uvicorn calls this while it handles the error, whose hint tells a long head from others.
+        if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
             self._refuse(431, f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes.")
         else:
             self._refuse(400, "The request is not valid HTTP/1.1.")
@@ -369,7 +369,26 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     return_freed_memory()
     allow_connections(2 * options.limits.connections + 256)
     policy = choose_policy(options, say=say)
-    loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
+    with open_listener(options.host, options.port) as listener:
+        loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
+        server = _serve(loaded, options, policy, listener, say=say)
+    if server.num_cut_short:
+        raise DlferError(
+            f"dlfer serve: {server.num_cut_short} requests were cut short: they did not finish within {options.drain:g} seconds "
+            "after the signal to stop, or a second signal came."
+        )
+    say("dlfer serve: stopped; every accepted request was answered.")
+
+
+def _serve(
+    loaded: dict[str, ServedModel],
+    options: ServerOptions,
+    policy: Policy,
+    listener: socket.socket,
+    *,
+    say: Callable[[str], None],
+) -> GracefulServer:
+    """Answer requests at a socket until SIGTERM or Ctrl-C, and return the server."""
     app = build_app(
         loaded,
         limits=options.limits,
@@ -377,7 +396,6 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         policy=policy,
         window=options.window,
     )
-    listener = open_listener(options.host, options.port)
     port = listener.getsockname()[1]
     say(NOTICE)
     for name in [name for name, model in loaded.items() if model.card.smoke]:
@@ -385,14 +403,8 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     shown = f"[{options.host}]" if ":" in options.host else options.host
     say(f"dlfer serves {', '.join(loaded)} at http://{shown}:{port}/ (Ctrl-C stops it)")
     server = GracefulServer(configure(app, options), drain=options.drain)
-    with listener:
-        server.run(sockets=[listener])
-    if server.num_cut_short:
-        raise DlferError(
-            f"dlfer serve: {server.num_cut_short} requests were cut short: they did not finish within {options.drain:g} seconds "
-            "after the signal to stop, or a second signal came."
-        )
-    say("dlfer serve: stopped; every accepted request was answered.")
+    server.run(sockets=[listener])
+    return server
 
 
 def allow_connections(number: int) -> None:

@@ -531,6 +531,8 @@ class Service:
             raise Refusal(400, f"label: found {label[:100]!r}, expected one of {escape_text(', '.join(model.labels))}.")
         (found,), _ = await self._find([upload], model, faces)
         if face >= len(found.crops):
+            if not found.crops:
+                raise Refusal(400, "No face was found in the picture. Send faces=whole if the picture is a face.")
             raise Refusal(400, f"face: found {face}, but the picture has {len(found.crops)} (the first is 0).")
 
         is_given_up = threading.Event()

@@ -133,7 +133,7 @@ def write_cli_reference() -> str:
         "# Command line",
         "",
         "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed while working, 2 wrong input, 130 after "
-        "Ctrl-C, 143 after SIGTERM. `dlfer --version` prints the version; `--debug`, anywhere in a command, shows the traceback of "
+        "Ctrl-C, 143 after SIGTERM (`serve`: 0 if all accepted requests were answered). `dlfer --version` prints the version; `--debug`, anywhere in a command, shows the traceback of "
         "an error.",
         "",
     ]

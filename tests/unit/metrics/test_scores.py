@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.errors import DataError
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_group_scores, compute_metrics_file, compute_scores, read_attributes
 from dlfer.report.headline import build_headline
@@ -124,6 +125,25 @@ def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_with
     assert file["validation_without_duplicates"] == expected
     assert file["banner"] == "b"
     assert file["validation"]["n"] == 120
+
+
+def test_the_threshold_is_one_of_calibrated_confidences():
+    """Those are what `dlfer predict --abstain` and `dlfer serve` compare with it."""
+    validation = make(400, seed=5)
+    file = compute_metrics_file({"validation": validation}, Metrics(selected_on="PublicTest"), target_accuracy=0.8)
+    temperature, abstain = file.temperature.value, file.abstain
+    assert abs(temperature - 1) > 0.02
+    calibrated = apply_temperature(validation.probabilities, temperature)
+    answered = calibrated.max(axis=1).astype(np.float32) >= abstain.threshold
+    at = file.validation.selective.at_threshold
+    assert at.n == answered.sum()
+    assert at.accuracy.value == pytest.approx(validation.correct[answered].mean())
+    assert at.accuracy.value >= 0.8
+    assert abstain.temperature == temperature
+    # A threshold of before 0.2 is one of uncalibrated confidences, and evaluated with these.
+    old = abstain.model_copy(update={"temperature": None, "threshold": 0.5})
+    again = compute_metrics_file({"test": validation}, Metrics(temperature=file.temperature, abstain=old))
+    assert again.test.selective.at_threshold.n == (validation.probabilities.max(axis=1) >= 0.5).sum()
 
 
 def test_no_metric_has_two_intervals():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from starlette.datastructures import Headers
 
 from dlfer.errors import UserError
-from dlfer.serve.guard import Policy, find_address
+from dlfer.serve.guard import Guard, Policy, find_address
 from dlfer.serve.server import ServerOptions, choose_policy
 
 KEY = "a-key-of-many-letters"
@@ -90,6 +91,24 @@ def test_clients_count_by_their_address():
     assert find_address({"client": ("2001:db8:1:3::4", 5)}) != find_address({"client": ("2001:db8:1:2::9", 5)})
     assert find_address({"client": ("::ffff:10.0.0.1", 5)}) == "10.0.0.1"
     assert find_address({"client": None}) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ("9.9.9.9, 1.2.3.4", "1.2.3.4"),
+        ("1.2.3.4:5", "1.2.3.4"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("garbage", "10.0.0.1"),
+        ("", "10.0.0.1"),
+    ],
+)
+def test_a_proxy_gives_an_address_with_or_without_a_port(forwarded, client):
+    guard = Guard(None, policy=Policy(proxy_headers=True), metrics=None, name_route=None, is_stopping=None)
+    scope = {"path": "/", "client": ("10.0.0.1", 5)}
+    guard._place(scope, Headers({"x-forwarded-for": forwarded}))
+    assert scope["client"][0] == client
 
 
 @pytest.mark.parametrize("method", ["get", "head"])

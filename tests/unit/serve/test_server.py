@@ -74,8 +74,19 @@ def test_a_second_signal_does_not_wait(start, engine, two_faces, as_base64):
         server.handle_exit(signal.SIGINT, None)
         assert server.num_cut_short == 1
         engine.may_go_on.set()
-        begun.exception(20)
+        status, answer = begun.result(20)
         thread.join(20)
+    assert status == 503
+    assert "stopped before" in answer["error"]
+
+
+def test_a_large_head_is_refused_even_if_it_arrives_at_once_and_a_large_body_is_no_head(start):
+    _, port, _ = start()
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Long: "
+    assert talk(port, head + b"a" * 60_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 431")
+    assert talk(port, head + b"a" * 20_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+    twice = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Length: 8\r\n\r\n"
+    assert talk(port, twice + b"a" * 40_000).startswith(b"HTTP/1.1 400")
 
 
 def test_a_greedy_body_is_refused_by_its_head_alone(start):
