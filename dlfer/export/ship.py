@@ -463,7 +463,8 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
             f"{round_up(shipped.largest_difference)}. The metrics above are the trained model's.\n"
         )
-        text += "" if onnx is None or onnx.labels_agree is None else f"\n{describe_int8(onnx)}\n"
+        if onnx is not None and onnx.labels_agree is not None:
+            text += f"\n{describe_int8(onnx)} The temperature and the threshold for abstaining are those of the trained model.\n"
         text += f"\n{describe_speed(shipped.speed)}\n"
         write_atomically(card, card.read_text(encoding="utf-8") + text)
 

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import dlfer
 from dlfer.config.schema import OptimizerConfig
 from dlfer.errors import ModelError, UserError
-from dlfer.runs.records import About, Temperature
+from dlfer.predict.engines import load_engine
+from dlfer.runs.records import About, ArtifactRecord, Temperature
 from dlfer.serve.app import build_app
-from dlfer.serve.models import ServedModel, _describe_optimizer, _describe_preparation, choose_names
+from dlfer.serve.models import ServedModel, _describe_optimizer, _describe_preparation, choose_names, read_card
 from dlfer.serve.server import check_loopback, load_models, read_key
 
 
@@ -164,3 +166,12 @@ def test_what_becomes_of_a_face_is_told(faces, face_size, channels, takes_any_si
 )
 def test_optimisers_are_told_apart(given, words):
     assert _describe_optimizer(OptimizerConfig(**given)) == words
+
+
+def test_the_accuracy_of_a_model_in_eight_bits_is_that_of_its_file():
+    folder = Path(dlfer.__file__).parents[1] / "saved_models" / "faces_small"
+    record = ArtifactRecord.require(folder)
+    figure = read_card("small", load_engine(folder), folder).accuracy
+    assert figure.value == pytest.approx(record.onnx.accuracy.quantised, abs=1e-4)
+    assert figure.value < record.onnx.accuracy.original - 0.005
+    assert figure.low < figure.value < figure.high

@@ -270,7 +270,7 @@ def test_folds_hold_beside_a_section_of_data_and_their_protocol(folds, capsys, p
             ["crossval", str(folds), "--folds", "2", *(word for key in beside for word in ("--set", key)), "--dry-run"]
         )
     assert not stop.value.code
-    assert "1 arms x 2 folds" in capsys.readouterr().err
+    assert "1 arm x 2 folds" in capsys.readouterr().err
 
 
 def test_folds_turn_any_experiment_into_one_to_be_cross_validated(folds, capsys, plan):
