@@ -100,6 +100,7 @@ def find_override(overrides: Mapping[str, object], key: str) -> str | None:
 
 def _has_key(value: object, dotted: str) -> bool:
     first, _, rest = dotted.partition(".")
+    value = value.model_dump() if isinstance(value, Section) else value
     if not isinstance(value, Mapping) or first not in value:
         return False
     return not rest or _has_key(value[first], rest)
@@ -156,6 +157,7 @@ def parse_recorded_experiment(text: str, name: str) -> ExperimentConfig:
         ConfigError: the text is invalid; the message lists every problem.
     """
     document = parse_yaml(text, name)
+    _check_mapping(document.data, name)
     return _finish(rename_keys(document.data), document.marks, [], name, check_search=False)
 
 
@@ -163,14 +165,25 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) ->
     """Return a validated copy of `config` with some dotted keys set.
 
     Raises:
-        ConfigError: a key is unknown, or a value is invalid.
+        ConfigError: a key is unknown, a value is invalid, or a loss no longer fits the head's activation.
     """
     tree = config.model_dump(mode="json")
     marks: dict[Key, str] = {}
     problems = _apply(tree, marks, overrides)
     check_search = any(key.split(".")[0] in ("search", "sweep", "ablation") for key in overrides)
     name = f"experiment {config.experiment.name} with overrides"
-    return _finish(tree, marks, problems, name, check_search=check_search)
+    changed = _finish(tree, marks, problems, name, check_search=check_search)
+    # A recorded experiment that has this problem already can still be read and changed.
+    wrong = [
+        Problem((stage, "loss", "name"), text).format(marks)
+        for stage in ("pretrain", "finetune")
+        if (text := changed.describe_loss_mismatch(stage)) and not config.describe_loss_mismatch(stage)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{name}: {len(wrong)} problem{'s' if len(wrong) != 1 else ''}:\n{list_problems(wrong, indent='  ')}"
+        )
+    return changed
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -230,12 +243,7 @@ def compute_digest(config: ExperimentConfig) -> str:
 def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key, str]]:
     """Return the merged values of a file and its parents, and the file and line of each value."""
     document = read_yaml(path)
-    if not isinstance(document.data, dict):
-        found = {type(None): "nothing", str: "text", list: "a list"}.get(type(document.data), "a single value")
-        raise ConfigError(
-            f"{path}: found {found}, expected an experiment file with sections: experiment, model, finetune ... "
-            "dlfer init DATA writes one for a folder of images, a csv or an .npz."
-        )
+    _check_mapping(document.data, path)
     tree, marks = document.data, document.marks
     parent = tree.pop("extends", None)
     if parent is None:
@@ -254,6 +262,15 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
         )
     parent_tree, parent_marks = _read_with_parents(parent_path, chain)
     return _merge(parent_tree, tree, parent_marks, ()), {**parent_marks, **marks}
+
+
+def _check_mapping(data: object, where: object) -> None:
+    if not isinstance(data, dict):
+        found = {type(None): "nothing", str: "text", list: "a list"}.get(type(data), "a single value")
+        raise ConfigError(
+            f"{where}: found {found}, expected an experiment file with sections: experiment, model, finetune ... "
+            "dlfer init DATA writes one for a folder of images, a csv or an .npz."
+        )
 
 
 def _merge(
@@ -327,7 +344,7 @@ def _finish(
     problems = problems + found
     if check_search:
         problems += [*check_space(tree), *check_sweep(tree), *check_ablation(tree)]
-        wrong = {stage: config.tell_wrong_loss(stage) for stage in ("pretrain", "finetune")} if config else {}
+        wrong = {stage: config.describe_loss_mismatch(stage) for stage in ("pretrain", "finetune")} if config else {}
         problems += [Problem((stage, "loss", "name"), text) for stage, text in wrong.items() if text]
     if problems or config is None:
         lines = list_problems([problem.format(marks) for problem in problems], indent="  ")

@@ -612,7 +612,7 @@ class ExperimentConfig(Section):
                 "pools: EF-FER1 would have seen the test fold. Pretrain on other images, or set pretrain: null."
             )
 
-    def tell_wrong_loss(self, stage: str) -> str | None:
+    def describe_loss_mismatch(self, stage: str) -> str | None:
         """Return what is wrong if a stage trains a sigmoid head with a loss that only depends on the outputs' ratios.
 
         All sigmoids may then become 1. This is not a validator, since experiments of earlier runs must remain readable.

@@ -15,9 +15,11 @@ from dlfer.config.load import (
     compute_digest,
     dump_experiment,
     find_experiment,
+    find_override,
     load_experiment,
     load_recorded_experiment,
     parse_override,
+    parse_recorded_experiment,
     resolve_path,
     with_overrides,
 )
@@ -559,3 +561,24 @@ def test_keys_in_lists_have_their_present_names_too():
         "data": {"drop_duplicates": [1]},
     }
     assert rename_key("data.drop_twins_of") == "data.drop_twins_of"
+
+
+def test_an_override_of_a_loaded_experiment_is_checked_as_one_of_a_file(write):
+    path = write(SMALL)
+    binary = {f"{stage}.loss.name": "binary_crossentropy" for stage in ("pretrain", "finetune")}
+    config = load_experiment(path, {"model.head.activation": "sigmoid", **binary, "pretrain.weights": "imagenet"})
+    with pytest.raises(ConfigError, match=r"finetune\.loss\.name: found categorical_crossentropy with .*sigmoid"):
+        load_experiment(config, {"finetune.loss.name": "categorical_crossentropy"})
+    assert load_experiment(config, {"finetune.epochs": 3}).finetune.epochs == 3
+
+
+@pytest.mark.parametrize("text", ["[]", "", "3", "text"])
+def test_a_record_that_is_no_mapping_is_refused(text):
+    with pytest.raises(ConfigError, match=r"run\.yaml: found .*, expected an experiment file"):
+        parse_recorded_experiment(text, "run.yaml")
+
+
+def test_a_section_that_was_loaded_counts_as_an_override_of_its_keys(write):
+    config = load_experiment("experiments/lite2_search.yaml")
+    assert find_override({"search": config.search}, "search.trials") == "search"
+    assert find_override({"search": {"seed": 1}}, "search.trials") is None
