@@ -19,6 +19,7 @@ from dlfer.model.backbones import find_backbone
 from dlfer.model.classifier import NetworkClassifier
 from dlfer.report.figures import COLOURS, INK, PALE, figure_style, new_canvas, new_figure, place_image, write_figure
 from dlfer.report.page import load_figures, render_page
+from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -269,7 +270,7 @@ def _describe_numbers(title: str, explanation: Explanation) -> str:
     occlusion = explanation.occlusion
     if occlusion is not None:
         texts.append(
-            f"Covering a square lowers the probability by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average, "
+            f"Covering a square lowers the probability by up to {count_noun(round(100 * occlusion.sensitivity.max()), 'percentage point')} on average, "
             f"{describe_place(occlusion.sensitivity)}, and changes the answer on {100 * occlusion.flips.mean():.0f} % of the image"
         )
     texts += [f"Grad-CAM {cam.network} is {describe_place(cam.values)}".replace("  ", " ") for cam in explanation.cams]
@@ -474,7 +475,7 @@ def write_occlusion_page(
         captions.append(f"{target}\n→ {answer}")
         texts.append(
             f"{target} predicted as {answer}, {100 * occlusion.probability:.0f} % for {target}; covering a square "
-            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average and changes "
+            f"lowers that by up to {count_noun(round(100 * occlusion.sensitivity.max()), 'percentage point')} on average and changes "
             "the predicted label on "
             f"{100 * occlusion.flips.mean():.0f} % of the image"
         )

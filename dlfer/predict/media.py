@@ -130,7 +130,7 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
         # For contents of an unknown format, Pillow's message has only their memory address.
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({shorten(error, name) or type(error).__name__})"
         raise DataError(
-            f"{name}: {problem}{why}. Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
+            f"{name}: {problem}{why}. Expected a whole JPEG, PNG, WebP, BMP, GIF, PBM, PGM or PPM "
             "(or, as a file, TIFF, AVIF or JPEG 2000); save it again as one of them."
         ) from error
 

@@ -18,7 +18,9 @@ class Picture64(BaseModel):
     """A picture in a JSON request."""
 
     model_config = _STRICT
-    base64: Annotated[str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PGM, PPM), in base64")]
+    base64: Annotated[
+        str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PBM, PGM, PPM), in base64")
+    ]
     name: Annotated[str, Field(max_length=200, description="the picture's name in the response")] = ""
 
 

@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
-from dlfer.runs.text import escape_text
+from dlfer.runs.text import count_noun, escape_text
 from dlfer.serve.guard import Metrics, find_address
 from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
 from dlfer.serve.models import ServedModel, check_tensor
@@ -76,14 +76,14 @@ def describe_occlusion(found: Occlusion, label: str) -> str:
     words = [f"Without occlusion, the probability of {label} is {found.probability:.0%}."]
     if fall >= 0.005:
         words.append(
-            f"It falls most, by {100 * fall:.0f} percentage points, where the {_name_place(found.sensitivity)} of the face "
+            f"It falls most, by {count_noun(round(100 * fall), 'percentage point')}, where the {_name_place(found.sensitivity)} of the face "
             "is covered."
         )
     else:
         words.append("Covering any region lowers it by less than half a percentage point.")
     if rise >= 0.005:
         words.append(
-            f"It rises most, by {100 * rise:.0f} percentage points, with the {_name_place(-found.sensitivity)} covered."
+            f"It rises most, by {count_noun(round(100 * rise), 'percentage point')}, with the {_name_place(-found.sensitivity)} covered."
         )
     flips = found.flips.mean()
     words.append(

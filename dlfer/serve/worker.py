@@ -293,7 +293,7 @@ def _open(name: str, contents: bytes) -> Image.Image:
         return open_undecoded(io.BytesIO(contents), FORMATS)
     except Exception as error:  # Pillow raises almost any exception for damaged headers
         raise Refusal(
-            415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
+            415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PBM, PGM or PPM."
         ) from error
 
 

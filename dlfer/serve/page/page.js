@@ -248,7 +248,7 @@ async function explain(item, number, model) {
     find(".heat").alt = `Occlusion map of ${answer.label}: ${answer.description}`;
     const points = (value) => (100 * value).toFixed(0);
     find(".legend").textContent =
-      `orange: covering it lowers ${answer.label} (by up to ${points(answer.largest_fall)} percentage points); ` +
+      `orange: covering it lowers ${answer.label} (by up to ${points(answer.largest_fall)} percentage point${points(answer.largest_fall) === "1" ? "" : "s"}); ` +
       `blue: raises it (up to ${points(answer.largest_rise)})` +
       (answer.largest_fall > 0 ? "; framed: where it falls most" : "");
     find(".words").textContent = answer.description;
