@@ -228,7 +228,7 @@ def test_an_export_is_replaced_and_another_folder_is_not(tmp_path, pretend):
     (tmp_path / "savedmodel").mkdir()
     (tmp_path / "savedmodel" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is not an export, so it is not replaced"):
-        module._check_target(tmp_path / "savedmodel", [], force=True)
+        module._check_target(tmp_path / "savedmodel", [], None, force=True)
     (tmp_path / "savedmodel" / EXPORT_FILE).write_text("{}")
     folder, _ = export_classifier(classifier, "savedmodel", out=tmp_path, sample=make_sample(), origin=ORIGIN)
     assert not (folder / "thesis.txt").exists()

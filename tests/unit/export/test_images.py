@@ -154,8 +154,11 @@ def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, mon
     with contextlib.chdir(tmp_path), pytest.raises(ExportError, match=r"litert: refused\n?.*Kept: exports/e-r/onnx"):
         whole.export_model("any", ("litert", "onnx"))
     assert [(name, str(out), size) for name, out, size in made] == [("onnx", "exports/e-r", (48, 48))]
-    assert whole.export_model("any", ("onnx",), out=tmp_path, size=(8, 9))["onnx"] == (tmp_path / "onnx", {})
-    assert made[-1][2] == (8, 9)
+    with pytest.raises(UserError, match="onnx takes images of any size; leave it out"):
+        whole.export_model("any", ("onnx",), out=tmp_path, size=(8, 9))
+    with pytest.raises(ExportError, match="litert: refused"):
+        whole.export_model("any", ("litert", "onnx"), out=tmp_path, size=(8, 9))
+    assert made[-1] == ("onnx", tmp_path, (8, 9))
 
 
 def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
