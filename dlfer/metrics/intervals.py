@@ -278,7 +278,7 @@ def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> In
     detected = undetected = 0
     for c in present:
         hits, others = confusion[c, c], np.delete(confusion[c], c)
-        # One-sided sign tests: the probability of at least so many of the one label among both, at a chance of 1/2.
+        # One-sided sign tests: binomial tail probabilities of the two counts if both labels are equally likely.
         more, fewer = bdtrc(hits - 1, hits + others, 0.5), bdtrc(others - 1, hits + others, 0.5)
         detected += bool((more <= alpha).all()) if len(others) else bool(hits)
         undetected += bool((fewer <= alpha / max(len(others), 1)).any())

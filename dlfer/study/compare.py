@@ -177,7 +177,7 @@ def describe_missing(members: Sequence[Member], *, arms: str = "arms") -> list[s
 def collect_notes(finished: Finished, judged_on: str, pairs: Sequence[ArmPair] = ()) -> list[str]:
     """Return notes on the evaluated split and protocol, the members' banners, and the limits of the number of seeds."""
     metrics = [member.metrics for members in finished.values() for member in members]
-    notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({str(m.protocol) for m in metrics}))}."]
+    notes = [f"Evaluated on {judged_on}, protocol {', '.join(sorted({str(m.protocol) for m in metrics}))}."]
     notes += dict.fromkeys(m.banner for m in metrics if m.banner)
     if max(len(members) for members in finished.values()) == 1:
         notes.append(
