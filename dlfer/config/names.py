@@ -64,7 +64,7 @@ PUBLISHED_WEIGHTS = ("imagenet", "vggface2")
 
 PROTOCOLS = ("official", "resplit", "cross_validation", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")
-SOFT_TARGETS = ("ferplus",)
+SOFT_TARGETS = ("ferplus", "ferplus_posterior")
 
 BALANCES = ("none", "augment", "undersample", "class_weight", "sampler")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")

@@ -312,8 +312,9 @@ class DataConfig(Section):
     """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; one row
     per row of the data."""
     soft_targets: Literal[names.SOFT_TARGETS] | None = None
-    """ferplus: train on the distribution of the votes in `votes` over the labels; these are labels in addition to the
-    data's own."""
+    """ferplus: train on the distribution of the votes in `votes` over the labels. ferplus_posterior: train on the probability
+    of each label given all votes, which a logistic regression estimates on train; it corrects for annotators who use the
+    labels in another way than the data does. Both are labels in addition to the data's own."""
     soft_share: Fraction = 1.0
     """soft_targets: the weight of the votes in a target; that of the label is 1 - soft_share."""
     drop_duplicates: bool = False
@@ -358,9 +359,11 @@ class DataConfig(Section):
                 "take them."
             )
         if self.soft_targets is not None and self.votes is None:
-            raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
+            raise ValueError(
+                f"soft_targets: found {self.soft_targets} without a file of votes; set votes: PATH of fer2013new.csv."
+            )
         if self.soft_share != 1.0 and self.soft_targets is None:
-            raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus.")
+            raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus or ferplus_posterior.")
         if self.source != "tfds" and self.crop != CropConfig():
             raise ValueError(
                 f"crop: only source tfds takes it, found with source {self.source}; see data.faces, stage.crop."
@@ -435,7 +438,7 @@ class DataConfig(Section):
             raise ValueError(f"aspect: found {self.aspect} with crop.train: pad. Set it to pad, or leave it out.")
         if self.soft_targets is not None:
             raise ValueError(
-                "soft_targets: found ferplus with source tfds, whose images have no rows to match with votes; leave "
+                f"soft_targets: found {self.soft_targets} with source tfds, whose images have no rows to match with votes; leave "
                 "it out, or use source fer2013."
             )
         if self.skip_unreadable:

@@ -133,7 +133,7 @@ def load_data(
         bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
         votes = merge_columns(read_votes(resolve_path(config.votes)), config.labels.aliases)
-        bundle = add_soft_targets(bundle, votes, share=config.soft_share)
+        bundle = add_soft_targets(bundle, votes, kind=config.soft_targets, share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 

@@ -402,32 +402,38 @@ def _list_contested(
     return listed
 
 
-def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataBundle:
+def add_soft_targets(bundle: DataBundle, votes: Votes, *, kind: str, share: float) -> DataBundle:
     """Add soft targets to train, and a note that says so.
 
-    A soft target is each label's share of the votes for any of the labels, mixed with the one-hot label. Votes for
-    other options (contempt, unknown, no face) do not count. Images without votes for a label, and augmented copies
-    whose source is not in train, keep the one-hot label. Source: Barsoum et al., ICMI 2016 (probabilistic label
-    drawing and its cross-entropy form).
+    A soft target is a distribution over the labels that follows from the votes, mixed with the one-hot label. Images
+    without votes, and augmented copies whose source is not in train, keep the one-hot label.
 
     Args:
         bundle: in-memory splits after the protocol.
         votes: the votes as returned by `read_votes`.
-        share: weight of the votes in the target, in 0..1.
+        kind: "ferplus": each label's share of the votes for any of the labels; votes for other options (contempt, unknown,
+            no face) do not count, and an image that has only such votes keeps its label. Source: Barsoum et al., ICMI 2016
+            (probabilistic label drawing and its cross-entropy form). "ferplus_posterior": P(label | votes), see
+            `estimate_posterior`.
+        share: weight of that distribution in the target, in 0..1.
 
     Raises:
-        DataError: the votes do not match the images, or a label has no column of votes.
+        DataError: the votes do not match the images; or, for "ferplus", a label has no column of votes.
     """
     train = bundle.train
-    columns = [find_column(votes, label) for label in bundle.labels]
+    columns = [find_column(votes, label) for label in bundle.labels] if kind == "ferplus" else slice(None)
     splits = list(bundle.splits.values())
     counts = _take_from_sources(align_votes(votes, splits, bundle.reading.num_rows)[0], train)[:, columns]
     total = counts.sum(axis=1)
     voted = (counts >= 0).all(axis=1) & (total > 0)
     soft = np.eye(len(bundle.labels))[train.targets]
-    soft[voted] = share * counts[voted] / total[voted, None] + (1 - share) * soft[voted]
+    if kind == "ferplus":
+        given, what = counts[voted] / total[voted, None], "the shares of the votes"
+    else:
+        given, what = estimate_posterior(counts[voted], train.targets[voted], len(bundle.labels)), "P(label | votes)"
+    soft[voted] = share * given + (1 - share) * soft[voted]
     note = (
-        f"train: {int(voted.sum()):,} of {len(train):,} targets are the shares of the votes in {votes.path.name}"
+        f"train: {int(voted.sum()):,} of {len(train):,} targets are {what}{' for the votes' * (kind != 'ferplus')} in {votes.path.name}"
         f"{'' if share == 1 else f' ({share:g} of them, the label for the rest)'}; these are labels beyond the data's own."
     )
     return dataclasses.replace(
@@ -435,6 +441,33 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataB
         train=dataclasses.replace(train, soft_targets=soft.astype(np.float32)),
         notes=(*bundle.notes, note),
     )
+
+
+def estimate_posterior(counts: np.ndarray, targets: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return float64 [N, num_labels]: the probability of each label given an image's votes; rows sum to one.
+
+    A multinomial logistic regression from the shares of the votes and their logarithms to the labels, fitted on these very
+    images: its few dozen coefficients for each label cannot learn single labels of a data set of FER2013's size by heart. It
+    translates the votes into the data's own use of the labels: FER+'s annotators, for example, call many faces neutral
+    that FER2013 calls sad.
+
+    Args:
+        counts: int [N, V], votes for each column, at least one in each row.
+        targets: int [N], the label of each image, in 0..num_labels - 1.
+        num_labels: number of labels; those that no image has get probability 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    posterior = np.zeros((len(counts), num_labels))
+    present = np.unique(targets)
+    if len(present) < 2:
+        posterior[:, present] = 1.0
+        return posterior
+    total = counts.sum(axis=1, keepdims=True)
+    features = np.hstack([counts / total, np.log((counts + 0.3) / total)])
+    model = LogisticRegression(C=1.0, max_iter=2000).fit(features, targets)
+    posterior[:, model.classes_] = model.predict_proba(features)
+    return posterior
 
 
 def _take_from_sources(counts: np.ndarray, split: Split) -> np.ndarray:

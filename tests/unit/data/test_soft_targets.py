@@ -37,7 +37,7 @@ def make_bundle(ids: list[str], targets: list[int], labels=LABELS) -> DataBundle
 
 
 def test_targets_are_the_shares_of_the_votes_among_the_labels(votes):
-    bundle = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, share=1.0)
+    bundle = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, kind="ferplus", share=1.0)
     assert bundle.train.soft_targets.dtype == np.float32
     # b has no vote for a label and d no row: they keep theirs.
     assert bundle.train.soft_targets.tolist() == [[0.25, 0.75], [1, 0], [0, 1], [0, 1]]
@@ -46,24 +46,24 @@ def test_targets_are_the_shares_of_the_votes_among_the_labels(votes):
 
 
 def test_a_share_is_mixed_with_the_label(votes):
-    bundle = add_soft_targets(make_bundle(["a", "b"], [0, 1]), votes, share=0.4)
+    bundle = add_soft_targets(make_bundle(["a", "b"], [0, 1]), votes, kind="ferplus", share=0.4)
     assert np.allclose(bundle.train.soft_targets, [[0.6 + 0.4 * 0.25, 0.4 * 0.75], [0, 1]])
     assert "0.4 of them, the label for the rest" in bundle.notes[-1]
 
 
 def test_a_copy_has_the_votes_of_its_source(votes):
-    bundle = add_soft_targets(make_bundle(["a#1", "c#1", "a"], [0, 0, 0]), votes, share=1.0)
+    bundle = add_soft_targets(make_bundle(["a#1", "c#1", "a"], [0, 0, 0]), votes, kind="ferplus", share=1.0)
     # The source of c#1 is not in train.
     assert bundle.train.soft_targets.tolist() == [[0.25, 0.75], [1, 0], [0.25, 0.75]]
 
 
 def test_a_label_without_votes_is_refused(votes):
     with pytest.raises(DataError, match="no column of votes for the label 'Bored'"):
-        add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, share=1.0)
+        add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, kind="ferplus", share=1.0)
 
 
 def test_batches_have_the_soft_target_of_each_image(votes):
-    train = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, share=1.0).train
+    train = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, kind="ferplus", share=1.0).train
     config = StageConfig(data=DataConfig(source="synthetic_faces"), batch_size=2)
     seen = {}
     for inputs, targets in iterate_epoch(train, config, num_labels=2, seed=0, epoch=0):
