@@ -11,7 +11,7 @@ from dlfer.data.audit import audit_bundle
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
-from dlfer.data.votes import add_soft_targets, read_votes
+from dlfer.data.votes import add_soft_targets, estimate_posterior, read_votes
 from dlfer.errors import DataError
 
 LABELS = ("Angry", "Happy")
@@ -60,6 +60,39 @@ def test_a_copy_has_the_votes_of_its_source(votes):
 def test_a_label_without_votes_is_refused(votes):
     with pytest.raises(DataError, match="no column of votes for the label 'Bored'"):
         add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, kind="ferplus", share=1.0)
+
+
+def test_the_posterior_is_the_frequency_of_the_labels_among_images_with_the_same_votes():
+    # Three patterns of votes, each with its own distribution of labels, which counting gives as well.
+    patterns = np.array([[10, 0, 0], [0, 10, 0], [2, 0, 8]])
+    frequencies = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]])
+    counts = np.repeat(patterns, 2000, axis=0)
+    targets = np.concatenate([np.repeat([0, 1, 3], np.round(row * 2000).astype(int)) for row in frequencies])
+    posterior = estimate_posterior(counts, targets, 4)
+    assert np.allclose(posterior.sum(axis=1), 1)
+    assert (posterior[:, 2] == 0).all()  # no image has label 2
+    assert np.allclose(posterior[::2000][:, [0, 1, 3]], frequencies, atol=0.01)
+
+
+def test_the_posterior_of_one_label_is_certain():
+    assert estimate_posterior(np.array([[1, 2], [3, 0]]), np.array([1, 1]), 3).tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert estimate_posterior(np.zeros((0, 2), int), np.zeros(0, int), 2).shape == (0, 2)
+
+
+def test_the_posterior_uses_all_columns_and_needs_none_for_a_label(votes):
+    # a: label 0 by its votes, b: only "no face", d has no row. No column is called Bored or Keen.
+    ids = ["a", "b", "c", "d"]
+    bundle = add_soft_targets(
+        make_bundle(ids, [0, 1, 1, 1], labels=("Bored", "Keen")), votes, kind="ferplus_posterior", share=0.5
+    )
+    soft = bundle.train.soft_targets
+    assert soft[3].tolist() == [0, 1]
+    assert 0.75 < soft[0, 0] < 1  # half of it is the label
+    assert 0.5 < soft[1, 1] < 1
+    assert (
+        "3 of 4 targets are P(label | votes) for the votes in votes.csv (0.5 of them, the label for the rest)"
+        in (bundle.notes[-1])
+    )
 
 
 def test_batches_have_the_soft_target_of_each_image(votes):
