@@ -363,7 +363,9 @@ class DataConfig(Section):
                 f"soft_targets: found {self.soft_targets} without a file of votes; set votes: PATH of fer2013new.csv."
             )
         if self.soft_share != 1.0 and self.soft_targets is None:
-            raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus or ferplus_posterior.")
+            raise ValueError(
+                "soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus or ferplus_posterior."
+            )
         if self.source != "tfds" and self.crop != CropConfig():
             raise ValueError(
                 f"crop: only source tfds takes it, found with source {self.source}; see data.faces, stage.crop."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.data.images import compute_side
 from dlfer.errors import ProtocolError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 ROTATION_DEGREES = 10.0
 ZOOM = 0.2
@@ -158,6 +162,20 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 # Separate random streams of a stage, so that a change in the use of one does not affect the other.
 _ORDER, _AUGMENT = 1, 2
+
+
+def disable_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return the data set without tf.data's autotuning of parallelism and buffers, so that its iteration ends at once.
+
+    The thread of the autotuning sleeps for twice as long each time (10 ms, 20 ms, ... up to 60 seconds), and in TensorFlow 2.21
+    whoever ends the iteration waits until it wakes: an iteration takes 5.1, 10.2, 20.5, 41.0, 81.9, 141.9, 201.9, ... seconds,
+    whichever comes next.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share = WHOLE) -> int:

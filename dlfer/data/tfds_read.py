@@ -13,6 +13,7 @@ import numpy as np
 
 from dlfer.data.bundle import WHOLE, Share
 from dlfer.data.images import normalise_for_tensorflow
+from dlfer.data.pipeline import disable_autotuning
 from dlfer.errors import ConfigError, DataError, shorten
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class TfdsSplit:
             deterministic=True,
         )
         drop_remainder = training and self.num_images >= batch_size
-        iterator = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(2).as_numpy_iterator()
+        batches = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(2)
+        iterator = disable_autotuning(batches).as_numpy_iterator()
         while True:
             try:
                 images, targets, ids = next(iterator)
@@ -246,9 +248,8 @@ def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup
         decoders = tfds.decode.PartialDecoding({label_key: True})
         config = tfds.ReadConfig(try_autocache=False)
         counts = np.zeros(lookup.max() + 1, np.int64)
-        for batch in (
-            builder.as_dataset(split=spec, decoders=decoders, read_config=config).batch(4096).as_numpy_iterator()
-        ):
+        batches = builder.as_dataset(split=spec, decoders=decoders, read_config=config).batch(4096)
+        for batch in disable_autotuning(batches).as_numpy_iterator():
             if batch[label_key].min() < 0:
                 raise DataError(f"{spec}: found images without a label; name a split with labels by data.splits.")
             counts += np.bincount(lookup[batch[label_key]], minlength=len(counts))

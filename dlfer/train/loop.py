@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ import keras
 import numpy as np
 
 from dlfer.data.bundle import WHOLE, DataBundle
-from dlfer.data.pipeline import Batch, divide_rows
+from dlfer.data.pipeline import Batch, disable_autotuning, divide_rows
 from dlfer.errors import ConfigError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import TrainingNetwork, TransferNetwork, assemble_network
 from dlfer.model.training_kernels import list_batch_norms
@@ -106,7 +107,7 @@ class FitLoop:
         """Run `steps` steps; after each, update `state` and call `after_step` with the running loss and accuracy."""
         with self.scope():
             self.training.fit(
-                batches,
+                _make_dataset(batches) if keras.backend.backend() == "tensorflow" else batches,
                 steps_per_epoch=steps,
                 initial_epoch=state.epoch,
                 epochs=state.epoch + 1,
@@ -144,6 +145,16 @@ class FitLoop:
 
     def spread(self, variables: list[keras.Variable]) -> None:
         """Broadcast the chief's values of `variables` to every process; called once, before the first step."""
+
+
+def _make_dataset(batches: Iterator[Batch]) -> tf.data.Dataset:
+    """Return the batches as a data set, as Keras makes of a generator, but without tf.data's autotuning."""
+    import tensorflow as tf
+
+    first = next(batches)
+    spec = keras.tree.map_structure(lambda values: tf.TensorSpec((None, *values.shape[1:]), values.dtype), first)
+    dataset = tf.data.Dataset.from_generator(lambda: itertools.chain([first], batches), output_signature=spec)
+    return disable_autotuning(dataset.prefetch(2))
 
 
 def copy_values(source: keras.Model, target: keras.Model) -> None:

@@ -163,6 +163,18 @@ def test_evaluation_does_not_depend_on_seed_or_epoch(train):
     assert_equal(read(train, training=False), read(train, seed=9, epoch=9, training=False))
 
 
+def test_batches_are_read_without_autotuning_which_would_delay_the_end_of_an_epoch(train, monkeypatch):
+    import tensorflow as tf
+
+    seen, original = [], tf.data.Dataset.as_numpy_iterator
+    monkeypatch.setattr(
+        tf.data.Dataset, "as_numpy_iterator", lambda each: (seen.append(each.options()), original(each))[1]
+    )
+    for training in (True, False):
+        next(iter(train.batches(8, seed=1, epoch=0, training=training)))
+    assert [options.autotune.enabled for options in seen] == [False, False]
+
+
 def test_a_small_buffer_still_mixes_the_record_files(records, monkeypatch):
     monkeypatch.setattr(tfds_read, "SHUFFLE_BUFFER", 4)
     split = load(records).train

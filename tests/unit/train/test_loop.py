@@ -39,6 +39,22 @@ def start_loop(config):
     return loop, optimizer, network
 
 
+def test_fit_reads_every_batch_without_autotuning_which_would_delay_its_end(monkeypatch):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only TensorFlow reads batches with tf.data")
+    config, bundle = make_config(**GIVEN), make_bundle()
+    loop, given = FitLoop(build(), fill=config.augment.fill, jit=False), []
+    monkeypatch.setattr(loop.training, "fit", lambda batches, **options: given.append(batches))
+    loop.train(iterate(config, bundle), 4, StageState(), lambda loss, accuracy: None)
+    assert given[0].options().autotune.enabled is False
+    seen, expected = list(given[0].as_numpy_iterator()), list(iterate(config, bundle))
+    assert len(seen) == len(expected) >= 2
+    for (inputs, targets), (others, wanted) in zip(seen, expected, strict=True):
+        assert inputs.keys() == others.keys()
+        assert all(np.array_equal(inputs[name], others[name]) for name in others)
+        assert np.array_equal(targets, wanted)
+
+
 def iterate(config, bundle, epoch=0):
     return iterate_epoch(bundle.train, config, num_labels=3, seed=5, epoch=epoch)
 
