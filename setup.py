@@ -3,7 +3,7 @@
 - Dependencies are the lines of requirements.txt. TensorFlow has several builds, and a package cannot require one of two. `pip install .`
   requires the ordinary one; `make install` and the Dockerfile name the build that they install by DLFER_TENSORFLOW, so that `pip check`
   passes with it.
-- The models of saved_models/ up to `MOST_BYTES`, the default one among them, and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/
+- The models of saved_models/ up to `MAX_BYTES`, the default one among them, and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/
   of the wheel. An editable installation reads them from the checkout, the larger models, too.
 - DLFER_REPOSITORY is the address of the repository (https://github.com/OWNER/dlfer): with it the metadata has the project's addresses, and
   the links and pictures of the README are absolute, as an index of packages needs them. Releases are built with it.
@@ -24,7 +24,7 @@ LINES = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 REQUIREMENTS = [line for line in LINES if line and not line.startswith("#")]
 
 
-MOST_BYTES = 25_000_000
+MAX_BYTES = 20_000_000
 """Of a model that is in the package: an index takes packages of 100 MB, and most users need none but the default model."""
 
 
@@ -57,7 +57,7 @@ def list_shipped_files() -> list[str]:
     folders = [path.parent for path in sorted(Path("saved_models").glob("*/artifact.json"))]
     of_models = [[path for path in sorted(folder.iterdir()) if path.is_file()] for folder in folders]
     files = [
-        path for of_one in of_models if sum(path.stat().st_size for path in of_one) <= MOST_BYTES for path in of_one
+        path for of_one in of_models if sum(path.stat().st_size for path in of_one) <= MAX_BYTES for path in of_one
     ]
     files += [*sorted(Path("experiments").glob("*.yaml")), *Path("experiments").glob("schema.json")]
     return [path.as_posix() for path in files]

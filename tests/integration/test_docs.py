@@ -45,7 +45,7 @@ REASONS = {
     "weights": r"weights_file=",
     "trackers": r"experiment\.track=|^mlflow ui",
     "hub": r"--to-hub|hf://|^hf auth login",
-    "file": r"^dlfer evaluate (\S+\.onnx |lite2_96 --data data/fer2013/)",
+    "file": r"^dlfer evaluate (\S+\.onnx |faces_128 --data data/fer2013/)",
     "run": r"RUN|SECRET|--max-hours",
 }
 """Why a block is not executed -> what each of its commands must match, so that a reason cannot outlive its block."""
