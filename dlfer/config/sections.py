@@ -315,7 +315,7 @@ class DataConfig(Section):
     """ferplus: train on the distribution of the votes in `votes` over the labels. ferplus_posterior: train on the probability
     of each label given all votes, which a logistic regression estimates on train; it corrects for annotators who use the
     labels in another way than the data does. Both are labels in addition to the data's own."""
-    soft_share: Fraction = 1.0
+    soft_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """soft_targets: the weight of the votes in a target; that of the label is 1 - soft_share."""
     drop_duplicates: bool = False
     """Remove training images that a chain of duplicates (exact, near, flipped) connects to validation or test images."""

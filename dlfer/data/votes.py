@@ -418,14 +418,20 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, kind: str, share: floa
         share: weight of that distribution in the target, in 0..1.
 
     Raises:
-        DataError: the votes do not match the images; or, for "ferplus", a label has no column of votes.
+        DataError: the votes do not match the images, no training image has one, or a label has no column of votes.
     """
     train = bundle.train
-    columns = [find_column(votes, label) for label in bundle.labels] if kind == "ferplus" else slice(None)
+    found = [find_column(votes, label) for label in bundle.labels]
+    columns = found if kind == "ferplus" else slice(None)
     splits = list(bundle.splits.values())
     counts = _take_from_sources(align_votes(votes, splits, bundle.reading.num_rows)[0], train)[:, columns]
     total = counts.sum(axis=1)
     voted = (counts >= 0).all(axis=1) & (total > 0)
+    if not voted.any():
+        raise DataError(
+            f"{votes.path.name}: found no vote for any of the {len(train):,} training images, expected votes for most of them. "
+            "Name the file of this data's votes by data.votes, or leave out data.soft_targets."
+        )
     soft = np.eye(len(bundle.labels))[train.targets]
     if kind == "ferplus":
         given, what = counts[voted] / total[voted, None], "the shares of the votes"
@@ -444,7 +450,7 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, kind: str, share: floa
 
 
 def estimate_posterior(counts: np.ndarray, targets: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return float64 [N, num_labels]: the probability of each label given an image's votes; rows sum to one.
+    """Return float64 [N, num_labels]: the probability of each label given an image's votes, to five digits.
 
     A multinomial logistic regression from the shares of the votes and their logarithms to the labels, fitted on these very
     images: its few dozen coefficients for each label cannot learn single labels of a data set of FER2013's size by heart. It
@@ -457,6 +463,7 @@ def estimate_posterior(counts: np.ndarray, targets: np.ndarray, num_labels: int)
         num_labels: number of labels; those that no image has get probability 0.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     posterior = np.zeros((len(counts), num_labels))
     present = np.unique(targets)
@@ -465,9 +472,11 @@ def estimate_posterior(counts: np.ndarray, targets: np.ndarray, num_labels: int)
         return posterior
     total = counts.sum(axis=1, keepdims=True)
     features = np.hstack([counts / total, np.log((counts + 0.3) / total)])
-    model = LogisticRegression(C=1.0, max_iter=2000).fit(features, targets)
-    posterior[:, model.classes_] = model.predict_proba(features)
-    return posterior
+    # More threads are slower for so few columns, by minutes where other work has the cores.
+    with threadpool_limits(1):
+        model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8).fit(features, targets)
+        posterior[:, model.classes_] = model.predict_proba(features)
+    return np.round(posterior, 5)  # so that it does not depend on how a processor rounds
 
 
 def _take_from_sources(counts: np.ndarray, split: Split) -> np.ndarray:

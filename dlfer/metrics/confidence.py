@@ -6,8 +6,8 @@ absolute difference cannot be negative: even a perfectly calibrated classifier h
 percentage points at n = 3,589, 13 at n = 100, with 15 bins). `ece_if_calibrated` is this bias for the confidences at
 hand; an ECE near it is no evidence of miscalibration.
 
-With abstention an image is answered if its confidence, the largest probability before temperature scaling, is at least
-the threshold. Images of equal confidence are answered or rejected together, so no metric depends on their order.
+With abstention an image is answered if its confidence, the largest of the probabilities that the caller gives (of trained
+models those after temperature scaling), is at least the threshold. Images of equal confidence are answered or rejected together, so no metric depends on their order.
 """
 
 from __future__ import annotations

@@ -358,8 +358,10 @@ def _compare_split(split: str, before: Mapping[str, tuple], after: Mapping[str, 
             groups.setdefault(f"moved here from {old[0]}", []).append(name)
         elif old[1] != digest:
             groups.setdefault("with other pixels", []).append(name)
-        elif (old[2], old[3]) != (label, soft):
+        elif old[2] != label:
             groups.setdefault("with another label", []).append(name)
+        elif old[3] != soft:
+            groups.setdefault("with another soft target (data.votes, data.soft_targets)", []).append(name)
     gone = [name for name, image in before.items() if image[0] == split and name not in after]
     if gone:
         groups["removed"] = gone

@@ -57,9 +57,10 @@ def test_a_copy_has_the_votes_of_its_source(votes):
     assert bundle.train.soft_targets.tolist() == [[0.25, 0.75], [1, 0], [0.25, 0.75]]
 
 
-def test_a_label_without_votes_is_refused(votes):
+@pytest.mark.parametrize("kind", ["ferplus", "ferplus_posterior"])
+def test_a_label_without_a_column_of_votes_is_refused(votes, kind):
     with pytest.raises(DataError, match="no column of votes for the label 'Bored'"):
-        add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, kind="ferplus", share=1.0)
+        add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, kind=kind, share=1.0)
 
 
 def test_the_posterior_is_the_frequency_of_the_labels_among_images_with_the_same_votes():
@@ -79,20 +80,41 @@ def test_the_posterior_of_one_label_is_certain():
     assert estimate_posterior(np.zeros((0, 2), int), np.zeros(0, int), 2).shape == (0, 2)
 
 
-def test_the_posterior_uses_all_columns_and_needs_none_for_a_label(votes):
-    # a: label 0 by its votes, b: only "no face", d has no row. No column is called Bored or Keen.
-    ids = ["a", "b", "c", "d"]
+def test_the_posterior_is_the_optimum_whatever_scale_the_solver_starts_from():
+    """The gradient of the penalised log-likelihood, written down here, is zero at the solution."""
+    rng = np.random.default_rng(0)
+    counts, targets = rng.multinomial(10, [0.5, 0.3, 0.1, 0.1], 400), rng.integers(0, 3, 400)
+    total = counts.sum(axis=1, keepdims=True)
+    features = np.hstack([counts / total, np.log((counts + 0.3) / total)])
+    posterior = estimate_posterior(counts, targets, 3)
+    residual = posterior - np.eye(3)[targets]
+    assert np.allclose(residual.sum(axis=0), 0, atol=0.01)  # the intercepts have no penalty
+    weights = -features.T @ residual  # at the optimum they are the negative gradient of the log-likelihood, as C = 1
+    logits = features @ weights
+    explained = np.log(posterior) - logits
+    explained -= explained.mean(axis=1, keepdims=True)
+    assert np.allclose(explained, explained[0], atol=0.03)  # what remains is the intercept, the same for every image
+
+
+def test_the_posterior_uses_votes_for_other_options_too(votes):
+    # a: label 0 by its votes, b: only "no face", d has no row.
     bundle = add_soft_targets(
-        make_bundle(ids, [0, 1, 1, 1], labels=("Bored", "Keen")), votes, kind="ferplus_posterior", share=0.5
+        make_bundle(["a", "b", "c", "d"], [0, 1, 1, 1]), votes, kind="ferplus_posterior", share=0.5
     )
     soft = bundle.train.soft_targets
     assert soft[3].tolist() == [0, 1]
     assert 0.75 < soft[0, 0] < 1  # half of it is the label
     assert 0.5 < soft[1, 1] < 1
-    assert (
-        "3 of 4 targets are P(label | votes) for the votes in votes.csv (0.5 of them, the label for the rest)"
-        in (bundle.notes[-1])
-    )
+    expected = "3 of 4 targets are P(label | votes) for the votes in votes.csv (0.5 of them, the label for the rest)"
+    assert expected in bundle.notes[-1]
+
+
+@pytest.mark.parametrize("kind", ["ferplus", "ferplus_posterior"])
+def test_a_file_without_votes_for_the_training_images_is_refused(tmp_path, kind):
+    (tmp_path / "votes.csv").write_text("id,happiness,anger\na,0,0\nother,3,7\n")
+    votes = read_votes(tmp_path / "votes.csv")
+    with pytest.raises(DataError, match="no vote for any of the 2 training images.*data.votes"):
+        add_soft_targets(make_bundle(["a", "b"], [0, 1]), votes, kind=kind, share=1.0)
 
 
 def test_batches_have_the_soft_target_of_each_image(votes):

@@ -149,6 +149,13 @@ def test_images_are_compared_by_split_id_pixels_and_label(splits, expected):
     assert compare_images(index(**START), index(**splits)) == expected
 
 
+def test_other_soft_targets_are_not_called_other_labels():
+    soft = [index(**START) | {"train_soft": np.array(digests)} for digests in (["x", "y", "z"], ["x", "n", "z"])]
+    assert compare_images(*soft) == [
+        "train had 3 images, and has 3: 1 with another soft target (data.votes, data.soft_targets) (b)"
+    ]
+
+
 def test_labels_and_streamed_parts_are_compared():
     old = {**index(("Happy", "Sad", "Fear")), "train_stream": np.array(["train", "with 10 images"])}
     new = {**index(("Happy", "Sad")), "train_stream": np.array(["train", "with 11 images"])}
