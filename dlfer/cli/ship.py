@@ -63,7 +63,7 @@ def ship(
 
     if hub_folder is not None:
         check_hub_folder(hub_folder)
-    path = ship_model(run, out, name=name, default=default, weights=weights)
+    path = ship_model(run, out, name=name, default=default, weights=weights, say=say)
     record = ArtifactRecord.require(path)
     about = record.about
     if record.onnx is not None and record.onnx.labels_agree is not None:

@@ -127,12 +127,14 @@ def _print_schema(json_out: Path | None) -> None:
 
 def _print_rows(rows: Rows, none: str, json_out: Path | None) -> None:
     from dlfer.report.terminal import format_rows
-    from dlfer.runs.records import to_json
+    from dlfer.runs.records import INT8_FILES, to_json
 
     if not rows and json_out is None:
         say(none)
     else:
         print_result(format_rows(rows), to_json(rows), json_out)
+    if any(row.get("weights") == "int8" for row in rows):
+        say(INT8_FILES)
 
 
 def list_run_rows(folder: Path) -> Rows:

@@ -82,8 +82,9 @@ def evaluate_with_predictions(
     Returns:
         `test` has the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
         trained or selected the model, if the run's data is available or the csv contains the same; `duplicates` has the
-        counts. Temperature and threshold are those that the run fitted on validation. `judged_on.used_for` says whether
-        the model was trained, selected or calibrated on these images; see `get_previous_use`.
+        counts. Temperature and threshold are those that were fitted on validation, by the run or, of an int8 file, by
+        `dlfer ship`. `judged_on.used_for` says whether the model was trained, selected or calibrated on these images;
+        see `get_previous_use`.
 
     Raises:
         UserError: the model or the data is not found, or the data does not fit the model.
@@ -144,6 +145,7 @@ def evaluate_with_predictions(
     seen = describe_seen(trained, name, split) if duplicates is None and used_for is None else None
     if duplicates is not None and used_for != "training" and not record.about.smoke:
         seen = duplicates.describe_leak()
+    record = record.model_copy(update={"temperature": classifier.temperature_fit})
     metrics = _score(of_run, record, predictions, duplicates=duplicates, seen=seen, is_own=is_own, test_opened=opened)
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlfer._version import __version__
+from dlfer.data.bundle import Split
 from dlfer.data.images import resize_all
 from dlfer.errors import ExportError
 from dlfer.metrics.intervals import compute_wilson_interval
@@ -189,6 +190,8 @@ class Sample:
         calibration: uint8 [M, H, W, channels], which determine the ranges of 8-bit activations.
         calibration_source: description of their origin.
         targets: int [N], indices of the classifier's labels; None if the labels are unknown.
+        validation: the whole validation split of the run that trained the classifier; None if it is not here, or
+            changed.
     """
 
     images: np.ndarray
@@ -196,6 +199,7 @@ class Sample:
     calibration: np.ndarray
     calibration_source: str
     targets: np.ndarray | None = None
+    validation: Split | None = None
 
 
 def compare_export(

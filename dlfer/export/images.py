@@ -12,7 +12,7 @@ import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, FacesConfig, NumImages
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.duplicates import hash_images
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
@@ -45,6 +45,7 @@ class _Sets:
         compared, calibration: uint8 images of any size and number of channels.
         source, calibration_source: descriptions of their origin.
         is_labelled: whether the targets are indices of the classifier's labels.
+        validation: `compared`, if it is the validation split on which the run fitted its temperature, else None.
     """
 
     compared: Split
@@ -52,6 +53,7 @@ class _Sets:
     calibration: Split
     calibration_source: str
     is_labelled: bool = True
+    validation: Split | None = None
 
 
 def gather_sample(
@@ -86,6 +88,7 @@ def gather_sample(
         calibration=match_channels(calibration.images, classifier.channels),
         calibration_source=sets.calibration_source,
         targets=compared.targets if sets.is_labelled else None,
+        validation=sets.validation,
     )
 
 
@@ -115,11 +118,15 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
     if not _has_same_images(run, bundle):
         say(f"the data of {run.path} has changed since it was trained, so it is not compared on")
         return None
+    validation = map_targets(bundle.validation, bundle.labels, classifier.labels)
+    recorded = (DataRecord.read(run.path) or DataRecord()).splits.get("validation")
+    is_known = recorded is not None and recorded.fingerprint == compute_fingerprint(bundle.validation)
     return _Sets(
-        map_targets(bundle.validation, bundle.labels, classifier.labels),
+        validation,
         f"validation of its run: {bundle.validation.name} of {bundle.source}",
         bundle.train,
         f"training images of its run: {bundle.train.name} of {bundle.source}",
+        validation=validation if is_known else None,
     )
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
+from dlfer.data.bundle import Split
 from dlfer.data.duplicates import shorten_digests
 from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
@@ -25,20 +26,40 @@ from dlfer.export.contract import Limits, Sample, check_agreement, compare_expor
 from dlfer.export.exporters import EXACT, QUANTISED, write_onnx, write_onnx_int8
 from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.classifier import WEIGHTS_FILE, Classifier, NetworkClassifier
 from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
 from dlfer.model.predict import exact_float32
-from dlfer.predict.engines import measure_speed
+from dlfer.predict.engines import load_engine, measure_speed
 from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
+from dlfer.runs.artifact import MEND
 from dlfer.runs.changes import IMAGES_FILE
-from dlfer.runs.files import check_outputs, copy_folder, hash_file, read_npz, write_atomically, write_npz
+from dlfer.runs.files import (
+    check_manifest,
+    check_outputs,
+    copy_folder,
+    hash_file,
+    read_npz,
+    write_atomically,
+    write_npz,
+)
 from dlfer.runs.find import is_default, open_run_of_model, read_about
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, QuantisedAccuracy, ShippedRecord, SpeedRecord
+from dlfer.runs.records import (
+    INT8_FILES,
+    ArtifactRecord,
+    DataRecord,
+    OnnxRecord,
+    QuantisedAccuracy,
+    ShippedRecord,
+    SpeedRecord,
+)
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
-from dlfer.runs.text import round_up
+from dlfer.runs.run_records import read_metrics
+from dlfer.runs.text import count_noun, round_up
 
 ONNX_FILE = "network.onnx"
 
@@ -251,13 +272,23 @@ _NAME = re.compile(r"\w[\w.-]*")
 _SHIPPED_RECORDS = (CONFIG_FILE, Metrics.FILE, DATA_FILE)
 
 
-def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False, weights: str = "float16") -> Path:
+def ship_model(
+    run: str | Path,
+    folder: Path,
+    *,
+    name: str,
+    default: bool = False,
+    weights: str = "float16",
+    say: Callable[[str], None] | None = None,
+) -> Path:
     """Write a run's model to `folder`/`name` for shipping, and return that path.
 
     A network's large kernels are stored in float16, all others in float32, and computation is in float32. With int8,
-    the ONNX file computes with 8-bit integers, and the Keras weights are the same. The folder also has the model's
+    the ONNX file computes with 8-bit integers, and the Keras weights are the same; temperature and threshold for
+    abstaining are fitted on its own predictions, if the run's validation data is here. The folder also has the model's
     card, config.yaml, metrics.json, data.json and images.npz (64 bits of each image's digest), by which `dlfer
-    evaluate` and `compare` recognise images that trained or selected the model.
+    evaluate` and `compare` recognise images that trained or selected the model. Files in the run's folder of the model
+    that artifact.json does not list are not copied.
 
     Args:
         run: a finished run, by its path or name.
@@ -265,6 +296,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         name: the name of the shipped model.
         default: whether it becomes the default model; the folder's other models then are not.
         weights: one of WEIGHTS.
+        say: called with a line about files that were not copied.
 
     Raises:
         UserError: `weights` is not one of WEIGHTS.
@@ -292,7 +324,9 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
         # A copy with the layout and the name of the run, from which the card is written.
         copy = Path(temporary) / opened.path.name
-        copy_folder(source, copy / "model")
+        left_out = _copy_model(source, copy / "model")
+        if left_out and say is not None:
+            say(left_out)
         for file in (RUN_FILE, *_SHIPPED_RECORDS):
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
@@ -311,6 +345,23 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if default:
         _unset_other_defaults(target)
     return target
+
+
+def _copy_model(source: Path, target: Path) -> str | None:
+    """Copy artifact.json and the files that it lists; return a sentence on other files, or None if there are none."""
+    file = source / ArtifactRecord.FILE
+    names = ArtifactRecord.require(source).sha256
+    check_manifest(source, names, file=file, needed=(), mend=MEND)
+    for name in (file.name, *names):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    known = {file.name, CARD_FILE, *names}
+    others = [path.relative_to(source).as_posix() for path in source.rglob("*") if not path.is_dir()]
+    others = sorted(name for name in others if name not in known)
+    if not others:
+        return None
+    listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return f"{source}: {count_noun(len(others), 'file')} not listed in {file.name} left out: {listed}"
 
 
 def _keep_digests(run: Path, model: Path) -> None:
@@ -396,10 +447,11 @@ def _copy_group(old: h5py.Group, new: h5py.Group, path: Path) -> None:
         new.create_dataset(name, data=values, dtype=values.dtype)
 
 
-def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> None:
+def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> Sample:
     """Add an ONNX file, in float16 or int8, to an artifact whose large kernels are in float16.
 
-    It is compared with Keras on the run's validation images if its data is available, else on drawn faces.
+    It is compared with Keras on the run's validation images if its data is available, else on drawn faces; these images
+    are returned.
     """
     classifier, record = load_artifact(folder), ArtifactRecord.require(folder)
     sample = gather_sample(classifier, record, run=run, data=None, say=lambda text: None)
@@ -415,6 +467,7 @@ def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> No
     else:
         update = {"onnx": None, "onnx_absent": found}
     record.model_copy(update={"sha256": sha256, **update}).write(folder)
+    return sample
 
 
 def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRecord:
@@ -430,7 +483,9 @@ def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRec
     sha256 = {name: digest for name, digest in record.sha256.items() if name != ONNX_FILE}
     sha256[WEIGHTS_FILE] = hash_file(folder / WEIGHTS_FILE)
     record.model_copy(update={"sha256": sha256, "onnx": None}).write(folder)
-    embed_onnx(folder, run, weights=weights)
+    sample = embed_onnx(folder, run, weights=weights)
+    if weights == "int8" and sample.validation is not None:
+        _refit_confidence(folder, run, sample.validation)
     difference = compute_difference(load_artifact(source), load_artifact(folder))
     if difference > MAX_DIFFERENCE:
         raise ModelError(
@@ -439,6 +494,29 @@ def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRec
         )
     text = "large kernels in float16" + ("; the ONNX file in int8" if weights == "int8" else "")
     return ShippedRecord(weights=text, largest_difference=difference, num_faces=_NUM_FACES, speed=measure_speed(folder))
+
+
+def _refit_confidence(folder: Path, run: Run, validation: Split) -> None:
+    """Fit the temperature and the threshold for abstaining again, on the ONNX file's own predictions for validation.
+
+    The artifact keeps the trained model's temperature for its Keras weights and gets that of the ONNX file under onnx.
+    The copy of metrics.json beside it gets both values, and what the ONNX file reaches at the threshold on validation.
+    """
+    metrics = read_metrics(folder.parent)
+    if metrics is None or metrics.validation is None:
+        return
+    engine, record = load_engine(folder), ArtifactRecord.require(folder)
+    predictions = Predictions(validation.ids, engine.labels, validation.targets, engine.predict(validation.images))
+    fitted = compute_metrics_file(
+        {"validation": predictions},
+        Metrics(selected_on=metrics.selected_on),
+        target_accuracy=run.config().evaluate.target_accuracy,
+    )
+    onnx = record.onnx.model_copy(update={"temperature": fitted.temperature})
+    record.model_copy(update={"onnx": onnx}).write(folder)
+    split = metrics.validation.model_copy(update={"selective": fitted.validation.selective})
+    changes = {"temperature": fitted.temperature, "abstain": fitted.abstain, "validation": split}
+    metrics.model_copy(update=changes).write(folder.parent)
 
 
 def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
@@ -458,30 +536,40 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
     if shipped.largest_difference is not None:
         card = copy / "model" / CARD_FILE
         onnx = record.onnx
+        is_refitted = onnx is not None and onnx.temperature is not None
+        except_for = ", except for temperature and abstaining, which are the ONNX file's" if is_refitted else ""
         text = (
             f"\n## This copy\n\nLarge kernels are stored in float16 and converted to float32 for computation. On "
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
-            f"{round_up(shipped.largest_difference)}. The metrics above are the trained model's.\n"
+            f"{round_up(shipped.largest_difference)}. The metrics above are the trained model's{except_for}.\n"
         )
         if onnx is not None and onnx.labels_agree is not None:
-            text += f"\n{describe_int8(onnx)} The temperature and the threshold for abstaining are those of the trained model.\n"
+            text += f"\n{describe_int8(onnx)}\n\n{INT8_FILES}\n"
         text += f"\n{describe_speed(shipped.speed)}\n"
         write_atomically(card, card.read_text(encoding="utf-8") + text)
 
 
 def describe_int8(record: OnnxRecord) -> str:
-    """Return sentences about an int8 ONNX file's agreement with Keras and its loss of accuracy."""
+    """Return sentences about an int8 ONNX file's agreement with Keras, its loss of accuracy and its temperature."""
     text = (
         f"The ONNX file, by which dlfer predicts, computes with eight bits ({record.weights}), calibrated on {record.calibration}. "
         f"Compared with Keras on {record.n:,} images ({record.images}): {100 * record.labels_agree:.2f} % of the labels agree, and "
         f"probabilities differ by at most {round_up(record.largest_difference)}."
     )
-    accuracy = record.accuracy
+    accuracy, fit = record.accuracy, record.temperature
     if accuracy is None:
-        return f"{text} The labels of these images are not known, and neither is the loss of accuracy."
+        text += " The labels of these images are not known, and neither is the loss of accuracy."
+    else:
+        text += (
+            f" Accuracy there: {100 * accuracy.original:.2f} % with Keras, {100 * accuracy.quantised:.2f} % with eight bits; "
+            f"lost: {accuracy.lost + 0.0:.2f} percentage points (95 % {accuracy.low:.2f} to {accuracy.high:.2f}, paired, "
+            f"n = {accuracy.n:,})."
+        )
+    if fit is None:
+        return f"{text} The temperature and the threshold for abstaining are those of the trained model."
     return (
-        f"{text} Accuracy there: {100 * accuracy.original:.2f} % with Keras, {100 * accuracy.quantised:.2f} % with eight bits; "
-        f"lost: {accuracy.lost + 0.0:.2f} percentage points (95 % {accuracy.low:.2f} to {accuracy.high:.2f}, paired, n = {accuracy.n:,})."
+        f"{text} Its temperature ({fit.value:.3f}) and the threshold for abstaining were fitted on its own predictions for "
+        f"validation ({fit.fitted_on}, n = {fit.n:,})."
     )
 
 

@@ -215,7 +215,7 @@ class ArtifactModel(RuntimeModel):
         self.image_size = record.input.image_size
         self.crop = record.input.crop
         self.aspect = record.input.aspect
-        self.temperature_fit = record.temperature
+        self.temperature_fit = record.onnx.temperature or record.temperature
         self.about = read_about(folder, record)
         self._answer = open_artifact(folder, record, runtime=runtime)
         self._check_answer()

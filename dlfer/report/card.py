@@ -167,6 +167,9 @@ def compose_card(run_path: Path) -> str:
     terms = find_terms(config, artifact.about.origins)
     research_only = any(term.research_only for term in terms)
     calibration = describe_calibration(metrics)
+    # An int8 file with its own temperature and threshold was judged at them on validation alone.
+    is_refitted = artifact.onnx is not None and artifact.onnx.temperature is not None
+    judged = metrics.model_copy(update={"test": None}) if is_refitted else metrics
     context = {
         "name": get_name(run_path, run),
         "run_name": run_path.resolve().name,
@@ -178,7 +181,7 @@ def compose_card(run_path: Path) -> str:
         "terms": terms,
         "protocol": _describe_protocol(metrics, data),
         "table": _build_table(metrics),
-        "calibration": [*(calibration.notes if calibration else []), *describe_abstention(metrics)],
+        "calibration": [*(calibration.notes if calibration else []), *describe_abstention(judged)],
         "limits": _list_limits(metrics, data),
         "environment": describe_environment(run),
     }

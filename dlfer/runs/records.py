@@ -624,6 +624,7 @@ class OnnxRecord(Record):
         labels_agree: for int8, the share of these images with the same most probable label as with Keras, in 0..1.
         calibration: for int8, description of the images that calibrated the activations.
         accuracy: for int8, the loss of accuracy, if the images have labels.
+        temperature: for int8, the temperature fitted on this file's predictions; None: it is the artifact's.
     """
 
     file: Text
@@ -636,6 +637,14 @@ class OnnxRecord(Record):
     labels_agree: Annotated[float, Field(ge=0, le=1)] | None = None
     calibration: Text | None = None
     accuracy: QuantisedAccuracy | None = None
+    temperature: Temperature | None = None
+
+
+INT8_FILES = (
+    "Of an int8 model the ONNX file answers (dlfer.load, predict, serve, evaluate); the Keras weights beside it, in float16, "
+    "are for explain, export, --engine keras, ensembles and trainings that start from the model."
+)
+"""A sentence on which of the two files of weights of an int8 model is for what."""
 
 
 class ArtifactRecord(FileRecord):

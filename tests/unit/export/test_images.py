@@ -1,6 +1,7 @@
 """Which images an export is judged and calibrated on: those given, those of the run, else drawn ones; and the verb."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.data.sources import load_data
 from dlfer.errors import ExportError, MissingDataError, UserError
 from dlfer.experiment.lineage import index_images
+from dlfer.experiment.splits import describe_data
 from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.predict.runtimes import compute_checksums
@@ -95,6 +97,14 @@ def test_the_run_s_own_validation_is_compared_on(tmp_path):
     assert sample.calibration_source == "training images of its run: train of synthetic_faces"
     assert find_native_size(run) == (40, 30)
     assert find_native_size(None) is None
+    assert sample.validation is None, "data.json has no fingerprint of it"
+    bundle = load_data(run.config().finetune.data, image_size=48)
+    describe_data(bundle, None).write(tmp_path)
+    sample, _ = gather(make_classifier(FER2013_LABELS), run=run)
+    assert sample.validation.ids.tolist() == bundle.validation.ids.tolist()
+    relabelled = dataclasses.replace(bundle.validation, targets=bundle.validation.targets[::-1])
+    describe_data(dataclasses.replace(bundle, validation=relabelled), None).write(tmp_path)
+    assert gather(make_classifier(FER2013_LABELS), run=run)[0].validation is None
 
 
 @pytest.mark.slow

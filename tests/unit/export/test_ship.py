@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,14 @@ import dlfer
 from dlfer.cli.show import list_model_rows
 from dlfer.config.load import load_experiment
 from dlfer.config.sections import BoostingConfig, ModelConfig, NormalizeConfig
+from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
+from dlfer.experiment.evaluate import evaluate_model
+from dlfer.experiment.splits import compute_run_metrics, describe_data
 from dlfer.export import ship
 from dlfer.export.ship import ONNX_FILE, factor_kernel, list_kernels, ship_model, shrink_weights, write_embedded_onnx
+from dlfer.metrics.confidence import describe_temperature
+from dlfer.metrics.predictions import Predictions
 from dlfer.model.classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
 from dlfer.model.stage_network import build_transfer_network
@@ -33,8 +39,9 @@ from dlfer.runs import find as catalog
 from dlfer.runs.files import read_npz, write_npz
 from dlfer.runs.find import find_default_model
 from dlfer.runs.metrics_record import CountedEstimate
-from dlfer.runs.records import About, ArtifactRecord, InputRecord, OnnxRecord, Temperature
+from dlfer.runs.records import INT8_FILES, About, ArtifactRecord, InputRecord, OnnxRecord, Temperature
 from dlfer.runs.run import Run, create_run
+from dlfer.runs.run_records import read_metrics
 from tests.unit.model.test_boosted import make_classifier
 
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
@@ -324,6 +331,9 @@ def test_a_model_of_eight_bits_is_shipped_and_says_what_it_loses(sharp, tmp_path
     assert 0 < np.abs(float32 - int8).max() <= record.onnx.largest_difference + 1e-5
     card = (folder / "MODEL_CARD.md").read_text()
     assert "computes with eight bits" in card
+    kept = "The temperature and the threshold for abstaining are those of the trained model."
+    assert (kept in card, kept in err, record.onnx.temperature) == (True, True, None), "data.json has no validation"
+    assert INT8_FILES in card
     assert "When it was shipped it took" in card
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: None)
@@ -334,6 +344,88 @@ def test_a_model_of_eight_bits_is_shipped_and_says_what_it_loses(sharp, tmp_path
     assert (row["weights"], row["megabytes"]) == ("int8", round(size / 1e6, 1))
     assert row["milliseconds"] == round(record.about.shipped.speed.milliseconds, 2)
     assert "core" in row["measured_on"]
+    assert INT8_FILES in err
+
+
+def predict(model, split):
+    return Predictions(split.ids, model.labels, split.targets, model.predict(split.images))
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Return a run with metrics and a temperature, and its data, where the network is right on most images."""
+    (tmp_path / "a.yaml").write_text(
+        "experiment: {name: small}\nmodel: {backbone: efficientnet_nano, feature_level: 4}\npretrain: null\n"
+        "finetune: {image_size: 32, data: {source: synthetic_faces, num_images: {train: 40, validation: 90, test: 20}}}\n"
+    )
+    config = load_experiment(tmp_path / "a.yaml")
+    bundle = load_data(config.finetune.data, image_size=48)
+    keras.utils.set_random_seed(0)
+    network = build_transfer_network(config.model, num_labels=7, image_size=32, channels=1)
+    network.head.kernel.assign(network.head.kernel * 20.0)
+    classifier = TransferClassifier(network, LABELS, config=config.model, channels=1)
+    rng = np.random.default_rng(0)
+    for name in ("validation", "test"):
+        split = getattr(bundle, name)
+        targets = np.where(rng.random(len(split)) < 0.7, predict(classifier, split).predicted, split.targets)
+        bundle = replace(bundle, **{name: replace(split, targets=targets)})
+    monkeypatch.setattr("dlfer.export.images.load_data", lambda *given, **more: bundle)
+    predictions = {name: predict(classifier, getattr(bundle, name)) for name in ("validation", "test")}
+    classifier.temperature_fit = describe_temperature(predictions["validation"], bundle.selected_on)
+    run = create_run(tmp_path / "runs", config, argv=[])
+    classifier.save(run.path / "model", about=About(experiment="small", run=run.path.name))
+    describe_data(bundle, None).write(run.path)
+    compute_run_metrics(config, bundle, predictions, duplicates=None, temperature=classifier.temperature_fit).write(
+        run.path
+    )
+    run.finish()
+    return run.path, bundle
+
+
+def test_a_model_of_eight_bits_has_its_own_temperature_and_threshold(judged, tmp_path, call):
+    run, bundle = judged
+    code, _, err = call("ship", str(run), "small8", "--weights", "int8", "--out", str(tmp_path))
+    assert code == 0, err
+    folder = tmp_path / "small8"
+    engine, record, card = load_engine(folder), ArtifactRecord.require(folder), (folder / "MODEL_CARD.md").read_text()
+    expected = compute_run_metrics(
+        load_experiment(run / "config.yaml"),
+        bundle,
+        {"validation": predict(engine, bundle.validation)},
+        duplicates=None,
+    )
+    trained, metrics = read_metrics(run), read_metrics(folder)
+    assert engine.temperature_fit == record.onnx.temperature == metrics.temperature == expected.temperature
+    assert load_engine(folder, "keras").temperature_fit == record.temperature == trained.temperature
+    assert metrics.abstain == expected.abstain
+    assert 0 < metrics.abstain.threshold != trained.abstain.threshold
+    assert metrics.temperature.value != trained.temperature.value
+    assert metrics.validation == trained.validation.model_copy(update={"selective": expected.validation.selective})
+    assert metrics.test == trained.test
+    evaluated = evaluate_model(str(folder), data=(bundle.test.images, bundle.test.targets))
+    assert (evaluated.temperature, evaluated.abstain) == (expected.temperature, expected.abstain)
+    at = expected.validation.selective.at_threshold
+    assert f"temperature {expected.temperature.value:.3f} was fitted on validation" in card
+    assert f"at least {at.threshold:.3f}, it answers {at.coverage.value:.1%}".replace("%", " %") in card
+    assert f"Its temperature ({expected.temperature.value:.3f}) and the threshold for abstaining were fitted on" in err
+    assert "except for temperature and abstaining, which are the ONNX file's" in card
+
+
+def test_only_the_files_of_the_model_are_shipped(run, tmp_path, quick, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / run.name
+    shutil.copytree(run, own)
+    for name in (".DS_Store", "artifact.json~", "notes/big.bin"):
+        (own / "model" / name).parent.mkdir(exist_ok=True)
+        (own / "model" / name).write_text("x")
+    (own / "model" / "MODEL_CARD.md").write_text("of the run")
+    code, _, err = call("ship", str(own), "small")
+    assert code == 0, err
+    assert "3 files not listed in artifact.json left out: .DS_Store, artifact.json~, notes/big.bin" in err
+    assert {path.name for path in (tmp_path / "saved_models" / "small").rglob("*")} == {
+        *FILES - {"README.md", ".gitattributes"},
+        "MODEL_CARD.md",
+    }
 
 
 @pytest.mark.parametrize("weights", ["int4", "", "INT8"])
