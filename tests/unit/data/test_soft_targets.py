@@ -113,7 +113,7 @@ def test_the_posterior_uses_votes_for_other_options_too(votes):
 def test_a_file_without_votes_for_the_training_images_is_refused(tmp_path, kind):
     (tmp_path / "votes.csv").write_text("id,happiness,anger\na,0,0\nother,3,7\n")
     votes = read_votes(tmp_path / "votes.csv")
-    with pytest.raises(DataError, match="no vote for any of the 2 training images.*data.votes"):
+    with pytest.raises(DataError, match=r"no vote for any of the 2 training images.*data.votes"):
         add_soft_targets(make_bundle(["a", "b"], [0, 1]), votes, kind=kind, share=1.0)
 
 
