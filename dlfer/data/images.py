@@ -347,8 +347,11 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
         image.seek(0)
     is_png = image.format == "PNG"
     bits = _read_significant_bits(image) if is_png else None
+    key = image.info.get("transparency") if is_png else None
     tiles = getattr(image, "tile", ())
     rawmode = _find_rawmode(tiles[0][3]) if tiles else ""
+    if is_png and rawmode in ("L;2", "L;4") and key is not None:  # Pillow scales the pixels to 0..255, but not the key
+        image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
     is_ranged = bool(tiles) and tiles[0][0].startswith("ppm")
     deep_colour = "16" in rawmode and image.format not in ("SGI", "PSD") and image.mode in ("RGB", "RGBA", "RGBX", "LA")
     contents = _read_all(image) if deep_colour else b""
@@ -357,11 +360,15 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     values = None
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
-    elif deep_colour and (bits not in (None, 16) or _find_largest(image) < 64 or _find_tag(image, _MAX_TAGS)):
+    elif deep_colour and (
+        key is not None or bits not in (None, 16) or _find_largest(image) < 64 or _find_tag(image, _MAX_TAGS)
+    ):
         values = _decode_deep(contents, name)
     if values is not None:
         white = 65535.0 if is_ranged else _find_white(image, values, bits, name)
         scaled = _scale(values, white)
+        if key is not None:
+            _clear_transparent(scaled, values, key)
         # With 8 bits Pillow inverts such images itself.
         is_negative = image.mode.startswith("I") and _find_tag(image, (_PHOTOMETRIC_TAG,)) == 0
         image = Image.fromarray(255 - scaled if is_negative else scaled)
@@ -443,6 +450,13 @@ def _scale(values: np.ndarray, white: float) -> np.ndarray:
         else:
             result[...] = np.clip(exact * 256 // (white + 1), 0, 255)
     return scaled
+
+
+def _clear_transparent(scaled: np.ndarray, values: np.ndarray, key: int | tuple[int, int, int]) -> None:
+    """Set to white, in place, the pixels whose 16-bit value is the transparent one (`key`) of a PNG's tRNS chunk."""
+    for rows, result in zip(_cut_rows(values), _cut_rows(scaled), strict=True):
+        same = rows == np.asarray(key)
+        result[same if same.ndim == 2 else same.all(axis=-1)] = 255
 
 
 def _cut_rows(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import zlib
@@ -25,6 +26,9 @@ from dlfer.data.images import (
     to_channels,
 )
 from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.predict import media as predict_media
+from dlfer.serve.limits import Limits
+from dlfer.serve.worker import decode_picture
 
 
 def _noise(*shape: int) -> np.ndarray:
@@ -134,6 +138,52 @@ def test_tiny_images_are_refused(tmp_path, shape):
     Image.fromarray(_noise(*shape)).save(tmp_path / "image.png")
     with pytest.raises(DataError, match="expected at least 8 on each side"):
         read_image(tmp_path / "image.png")
+
+
+def _make_png(pixels: np.ndarray, *, depth: int, key: int, sbit: bytes | None = None) -> bytes:
+    """Return a PNG of `depth` bits, grey [H, W] or RGB [H, W, 3], whose chunk tRNS says that `key` is transparent."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, *colours = pixels.shape
+    bits = pixels[..., None] >> np.arange(depth)[::-1] & 1
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    head = struct.pack(">IIBBBBB", width, height, depth, 2 if colours else 0, 0, 0, 0)
+    chunks = [chunk(b"IHDR", head), chunk(b"tRNS", struct.pack(">H", key) * (3 if colours else 1))]
+    chunks += [] if sbit is None else [chunk(b"sBIT", sbit)]
+    chunks += [chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(("depth", "colours"), [(1, ()), (2, ()), (4, ()), (8, ()), (16, ()), (8, (3,)), (16, (3,))])
+def test_the_transparent_value_of_a_png_becomes_white_at_every_depth_in_every_reader(tmp_path, depth, colours):
+    key = 20_000 if depth == 16 else (1 << depth) // 3
+    pixels = np.full((8, 16, *colours), (1 << depth) - 1)
+    pixels[:4] = key
+    if depth == 16:
+        pixels[0, 0], pixels[0, 1] = key + 1, (key & 0xFF) << 8  # equal to the key in the upper 8 bits; to its lower 8
+    contents = _make_png(pixels, depth=depth, key=key)
+    (tmp_path / "image.png").write_bytes(contents)
+    expected = np.full((8, 16, *(colours or (1,))), 255)
+    if depth == 16:
+        expected[0, 0], expected[0, 1] = key >> 8, key & 0xFF
+    found = read_image(tmp_path / "image.png")
+    assert np.array_equal(found, expected)
+    as_rgb = to_channels(found, 3)
+    assert np.array_equal(predict_media.read_image(contents), as_rgb)
+    assert np.array_equal(np.concatenate(list(decode_picture("x", contents, Limits())[1])), as_rgb)
+    with Image.open(io.BytesIO(images.normalise_for_tensorflow(contents, "x"))) as plain:
+        assert np.array_equal(to_channels(images.decode_pixels(plain, "x"), 3), as_rgb)
+
+
+@pytest.mark.parametrize("colours", [(), (3,)], ids=["grey", "colour"])
+def test_the_transparent_value_is_compared_before_sbit_scales_the_pixels(tmp_path, colours):
+    pixels = np.full((8, 8, *colours), 600)
+    pixels[0, 0] = 312
+    path = tmp_path / "image.png"
+    path.write_bytes(_make_png(pixels, depth=16, key=312, sbit=bytes([10] * (3 if colours else 1))))
+    assert read_image(path)[0, :2, 0].tolist() == [255, 150]
 
 
 def _write_sbit(path, values: np.ndarray, bits: int) -> None:
