@@ -251,7 +251,7 @@ def load_application_weights(
     else:
         network = _make_application(application, weights=None)
         try:
-            load_weights(network, weights_file)
+            load_weights(network, weights_file, older_names=True)
         except ModelError as error:
             raise ModelError(
                 f"pretrain.weights_file {error} Expected the weights of {application} without top: Keras' published "

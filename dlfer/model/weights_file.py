@@ -1,22 +1,24 @@
 """Loading of weights from .weights.h5, .keras and Keras' older .h5 files, which are validated before they are read.
 
-Keras reads such files layer by layer, trusts their shapes, and may raise after it has set most of the weights. Here
-groups, links and sizes are checked first, and shapes, too, except in an older .h5. Only the weights of a .keras file
-are read: nothing that its config describes is built, so none of its code can run, and a config that needs code (a
-Lambda, custom classes) is refused.
+Keras reads such files layer by layer, trusts their shapes, and may raise after it has set most of the weights; the
+weights of an older .h5 it assigns by their order, without comparing names. Here groups, links, sizes and shapes are
+checked first, and in an older .h5 the names, too. Only the weights of a .keras file are read: nothing that its config
+describes is built, so none of its code can run, and a config that needs code (a Lambda, custom classes) is refused.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import describe_start, parse_json, replace_when_done
@@ -37,12 +39,13 @@ _H5_SIGNATURE, _ZIP_SIGNATURE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _FILTERS = {"gzip", "lzf", None}
 
 
-def load_weights(network: keras.Model, path: Path | str) -> None:
+def load_weights(network: keras.Model, path: Path | str, *, older_names: bool = False) -> None:
     """Load all weights of a built network from a file.
 
     Args:
-        network: the network whose weights were saved; unchanged if the shapes in a .weights.h5 or .keras differ.
+        network: the network whose weights were saved; unchanged if shapes in the file, or names in an older .h5, differ.
         path: a .weights.h5, an older .h5 or a .keras, according to its suffix.
+        older_names: see `check_layers`.
 
     Raises:
         ModelError: the file is of another kind, damaged or of another network, contains links to other files, code or
@@ -63,7 +66,7 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
         kind = "zip archive that Keras writes" if path.suffix == ".keras" else "HDF5 file"
         raise ModelError(f"{path}: expected the {kind}, its first bytes are {start[:8]!r}{describe_start(start)}.")
     if path.suffix != ".keras":
-        _load_h5(network, path, where=path)
+        _load_h5(network, path, where=path, older_names=older_names)
     else:
         with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
             weights = Path(folder) / KERAS_WEIGHTS
@@ -97,12 +100,13 @@ def save_weights(network: keras.Model, path: Path) -> None:
         network.save_weights(temporary)
 
 
-def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
+def _load_h5(network: keras.Model, path: Path, *, where: Path, older_names: bool = False) -> None:
     try:
         if path.name.endswith(".weights.h5"):
             check_h5(path, list_stored_shapes(network))
         else:
             check_h5(path, None, most_bytes=MAX_EXPANSION * _count_bytes(network) + 2**20)
+            check_layers(path, network, older_names=older_names)
         network.load_weights(path)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
@@ -143,6 +147,115 @@ def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes:
         f"found arrays of the shapes {unexpected} that the network does not have, and missed {missing}; it belongs to "
         "another network, or was changed."
     )
+
+
+def check_layers(path: Path, network: keras.Model, *, older_names: bool = False) -> None:
+    """Raise ModelError unless an older .h5 has the layers and weights of a network in its order, by name and shape.
+
+    Keras assigns them by their order alone. The numbers of layers without a name of their own (`conv2d_7`) may begin
+    anywhere. No array is read.
+
+    Args:
+        older_names: accept names that the network does not have in any place, since Keras' published files have those of
+            earlier releases (`block1_conv1_W_1:0`, `mobl0_conv_0_depthwise`).
+    """
+    import h5py
+
+    layers = [layer for layer in network.layers if layer.weights]
+    expected = [
+        _StoredWeight(place, layer.name, weight.path, tuple(weight.shape))
+        for place, layer in enumerate(layers)
+        for weight in (*layer.trainable_weights, *layer.non_trainable_weights)  # the order in which Keras stores them
+    ]
+    with h5py.File(path, "r") as file:
+        found = _read_weights(
+            file if "layer_names" in file.attrs or "model_weights" not in file else file["model_weights"]
+        )
+    kinds = {_to_snake_case(type(layer).__name__) for layer in layers}
+    wrong = _find_difference(found, expected, kinds, older_names)
+    if wrong is not None:
+        told = [f"{weights[wrong]}" if wrong < len(weights) else "none" for weights in (found, expected)]
+        raise ModelError(
+            f"does not hold the weights of this network, in its order: as weight {wrong + 1}, found {told[0]} (of {len(found)}), "
+            f"expected {told[1]} (of {len(expected)}). Save them from this network: network.save_weights('x.weights.h5')."
+        )
+
+
+class _StoredWeight(NamedTuple):
+    """A weight with its layer, whose place is its number among the layers with weights; `name` is a path ("bn/gamma:0")."""
+
+    place: int
+    layer: str
+    name: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{shorten(self.name)} of layer {shorten(self.layer)} {list(self.shape)}"
+
+
+def _read_weights(group: h5py.Group) -> list[_StoredWeight]:
+    """Return the weights that Keras would read from an older .h5, in its order."""
+    names = [
+        *_read_names(group, "layer_names"),
+        *(["top_level_model_weights"] if "top_level_model_weights" in group else []),
+    ]
+    stored = [(name, weights) for name in names if (weights := _read_names(group[name], "weight_names"))]
+    return [
+        _StoredWeight(place, layer, name, tuple(group[layer][name].shape))
+        for place, (layer, weights) in enumerate(stored)
+        for name in weights
+    ]
+
+
+def _read_names(group: h5py.Group, key: str) -> list[str]:
+    """Return the names in an attribute; Keras splits long ones into `key`0, `key`1, ..."""
+    keys = [key] if key in group.attrs else takewhile(group.attrs.__contains__, (f"{key}{part}" for part in count()))
+    names = [name for each in keys for name in group.attrs[each]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _find_difference(
+    found: Sequence[_StoredWeight], expected: Sequence[_StoredWeight], kinds: set[str], older_names: bool
+) -> int | None:
+    """Return the index of the first weight that is not the expected one, None if all are; see `check_layers`."""
+    layers, wanted = (_number_layers(weights, kinds, is_ranked=not older_names) for weights in (found, expected))
+    for index, (one, other) in enumerate(zip(found, expected, strict=False)):
+        of_layer = [_split(weight.name) for weight in expected if weight.place == other.place]
+        (owner, role), (wanted_owner, wanted_role) = _split(one.name), _split(other.name)
+        names = [
+            (layers[index], wanted[index], older_names and layers[index] not in wanted),
+            (role, wanted_role, older_names and role not in [each for _, each in of_layer]),
+            # Keras has had several ways to name a layer inside of another one.
+            (owner, wanted_owner, owner not in [each for each, _ in of_layer]),
+        ]
+        is_named = all(name == want or is_older for name, want, is_older in names)
+        if not is_named or (one.place, one.shape) != (other.place, other.shape):
+            return index
+    return None if len(found) == len(expected) else min(len(found), len(expected))
+
+
+def _number_layers(weights: Sequence[_StoredWeight], kinds: set[str], *, is_ranked: bool) -> list[str]:
+    """Return the names of the layers, of those that Keras numbers the kind and, if `is_ranked`, their rank."""
+    pattern = re.compile(rf"({'|'.join(map(re.escape, sorted(kinds)))})(?:_(\d{{1,9}}))?")
+    counted = {w.layer: (match[1], int(match[2] or 0)) for w in weights if (match := pattern.fullmatch(w.layer))}
+    names, last = {}, {}
+    for layer, (kind, _) in sorted(counted.items(), key=lambda item: item[1]):
+        last[kind] = last.get(kind, -1) + 1
+        names[layer] = f"{kind} {last[kind]}" if is_ranked else kind
+    return [names.get(weight.layer, weight.layer) for weight in weights]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a weight's path, "stem/conv_2/kernel:0", into its layer without number and its name: "conv", "kernel"."""
+    *_, owner, role = ["", *re.sub(r":\d+$", "", name).split("/")]
+    role = re.sub(r"_\d+$", "", role)
+    # DepthwiseConv2D named its kernel so until Keras 3.
+    return re.sub(r"_?\d+$", "", owner), "kernel" if role == "depthwise_kernel" else role
+
+
+def _to_snake_case(name: str) -> str:
+    """Return the name that Keras gives to the first layer of a class without a name: Conv2D -> conv2d."""
+    return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()
 
 
 def list_stored_shapes(network: keras.Model) -> Counter[tuple[int, ...]]:

@@ -401,12 +401,17 @@ def _quantise(path: Path, given: InputDescription, detail: dict[str, Any], image
 
 def _open_keras(path: Path, given: InputDescription, num_labels: int) -> ExternalModel:
     """Open a model of Keras' built-in layers; its configuration is checked before anything is built from it."""
-    from dlfer.model.weights_file import check_keras_file
+    from dlfer.model.weights_file import check_keras_file, check_layers
 
     check_keras_file(path)
     import keras
 
     network = keras.models.load_model(path, compile=False, safe_mode=True)
+    if path.suffix != ".keras":
+        try:
+            check_layers(path, network)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
     if len(network.inputs) != 1:
         raise ModelError(f"{path}: takes {len(network.inputs)} inputs, expected one, the images.")
     layout, batch = _match_shape(path, given, network.inputs[0].shape)

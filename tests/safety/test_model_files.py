@@ -259,6 +259,83 @@ def test_weights_are_read_as_they_were_written(tmp_path, suffix):
         load_weights(make_network(5), path)
 
 
+def change_names(group: h5py.Group, key: str, changes: dict[str, str]) -> None:
+    names = np.asarray(group.attrs[key]).astype("U")
+    group.attrs[key] = np.array([changes.get(name, name) for name in names], "S")
+
+
+def swap_layers(group: h5py.Group) -> None:
+    change_names(group, "layer_names", {"one": "two", "two": "one"})
+
+
+def rename_layer(group: h5py.Group) -> None:
+    group.move("two", "three")
+    change_names(group, "layer_names", {"two": "three"})
+
+
+def swap_weights(group: h5py.Group) -> None:
+    change_names(group["bn"], "weight_names", {"bn/gamma": "bn/beta", "bn/beta": "bn/gamma"})
+
+
+def transpose(group: h5py.Group) -> None:
+    del group["two/two/kernel"]
+    group["two/two/kernel"] = np.zeros((2, 4), np.float32)
+
+
+def add_layer(group: h5py.Group) -> None:
+    group["more/weight"] = np.zeros(3)
+    group["more"].attrs["weight_names"] = np.array(["weight"], "S")
+    group.attrs["layer_names"] = np.array([*np.asarray(group.attrs["layer_names"]).astype("U"), "more"], "S")
+
+
+def leave_out_layer(group: h5py.Group) -> None:
+    group.attrs["layer_names"] = group.attrs["layer_names"][:-1]
+
+
+OTHER_WEIGHTS = {
+    swap_layers: r"as weight 1, found two/kernel of layer two [4, 4] (of 8), expected one/kernel of layer one [4, 4] (of 8)",
+    rename_layer: "as weight 3, found two/kernel of layer three [4, 4] (of 8), expected two/kernel of layer two [4, 4]",
+    swap_weights: "as weight 5, found bn/beta of layer bn [4] (of 8), expected bn/gamma of layer bn [4]",
+    transpose: "as weight 3, found two/kernel of layer two [2, 4] (of 8), expected two/kernel of layer two [4, 4]",
+    add_layer: "as weight 9, found weight of layer more [3] (of 9), expected none (of 8)",
+    leave_out_layer: "as weight 5, found none (of 4), expected bn/gamma of layer bn [4] (of 8)",
+}
+
+
+def make_named_network() -> keras.Model:
+    given = keras.Input((4,))
+    inner = keras.layers.Dense(4, name="two")(keras.layers.Dense(4, name="one")(given))
+    return keras.Model(given, keras.layers.BatchNormalization(name="bn")(inner))
+
+
+@pytest.mark.parametrize("change", OTHER_WEIGHTS, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("older_names", [False, True])
+def test_an_older_h5_is_compared_by_name_and_shape_before_a_weight_is_set(change, older_names, tmp_path):
+    network, source, path = make_named_network(), make_named_network(), tmp_path / "a.h5"
+    before = network.get_weights()
+    source.save(path)
+    with h5py.File(path, "r+") as file:
+        change(file["model_weights"])
+    if (
+        older_names and change is rename_layer
+    ):  # the network has no layer of this name, it may be that of an earlier release
+        load_weights(network, path, older_names=True)
+        before = source.get_weights()
+    else:
+        message = f"a.h5: does not hold the weights of this network, in its order: {OTHER_WEIGHTS[change]}"
+        with pytest.raises(ModelError, match=re.escape(message)):
+            load_weights(network, path, older_names=older_names)
+    assert all(np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True))
+
+
+def test_layers_without_a_name_may_be_numbered_from_anywhere(tmp_path):
+    source, network = make_network(), make_network()
+    assert source.layers[0].name != network.layers[0].name
+    source.save(tmp_path / "a.h5")
+    load_weights(network, tmp_path / "a.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), network.get_weights(), strict=True))
+
+
 @pytest.mark.parametrize("name", ["a.pkl", "a.joblib", "a.pt", "a.npz", "a"])
 def test_other_kinds_of_files_are_refused_by_their_names(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Mine(tmp_path / "marker")))

@@ -1,5 +1,6 @@
 """External models: what is said of their input is read strictly, held against the file, and done to the pixels."""
 
+import h5py
 import keras
 import numpy as np
 import onnx
@@ -193,6 +194,21 @@ def test_files_of_keras(tmp_path, name):
     assert np.allclose(model.compute_outputs(images), expected, atol=1e-5)
     with pytest.raises(ModelError, match=r"expected one of \[N, 4\]"):
         open_external(tmp_path / name, parse_input("6x6 gray -1..1"), 4)
+
+
+def test_an_h5_whose_weights_are_in_another_order_than_its_layers_is_refused(tmp_path):
+    given = keras.Input((6, 6, 1))
+    inner = keras.layers.Conv2D(4, 1, name="first")(keras.layers.Conv2D(4, 1, name="start")(given))
+    inner = keras.layers.Flatten()(keras.layers.Conv2D(4, 1, name="second")(inner))
+    keras.Model(given, keras.layers.Dense(3, name="top")(inner)).save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        stored = file["model_weights"].attrs
+        order = {"first": "second", "second": "first"}
+        names = np.asarray(stored["layer_names"]).astype("U")
+        stored["layer_names"] = np.array([order.get(name, name) for name in names], "S")
+    message = r"m\.h5: does not hold the weights of this network.* found second/kernel of layer second .* expected first/kernel"
+    with pytest.raises(ModelError, match=message):
+        open_external(tmp_path / "m.h5", parse_input("6x6 gray /255"), 3)
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m.keras"])
