@@ -349,7 +349,7 @@ def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path
     which = f"the best {MAX_DRAWN} cells" if len(comparison.table) > MAX_DRAWN else "the cells"
     if table:
         texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table if row.validation]
-        title = f"Accuracy of {which} with its 95 % interval, in the order of validation"
+        title = f"Accuracy of {which} with its 95 % interval, in the order of validation{_describe_sets(table)}"
         drawn.append(NamedFigure("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
         part, reference = pairs[0].part, pairs[0].a
@@ -373,7 +373,7 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
             errors = np.array([get_errors(estimate) for _, estimate in shown]).T
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
             axes.errorbar(values, places, xerr=errors, label=split, **look)
-        name_rows(axes, [row.arm for row in table])
+        name_rows(axes, [f"{row.arm} (set {row.image_set})" if row.image_set else row.arm for row in table])
         axes.set_xlabel("accuracy (%)")
         figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -402,14 +402,15 @@ def format_sweep_table(comparison: ComparisonRecord) -> Table:
     from rich.table import Table
 
     has_test = any(row.test for row in comparison.table)
-    table = Table(title="Accuracy, its 95 % interval and the number of images; ranked on validation")
+    sets = _describe_sets(comparison.table)
+    table = Table(title=f"Accuracy, its 95 % interval and the number of images; ranked on validation{sets}")
     for name in ("", "cell", "validation", "macro F1", *(["test"] if has_test else []), "a seed"):
         table.add_column(name, justify="left" if name == "cell" else "right", overflow="fold")
     for row in comparison.table:
         seeds = f"\n{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
         test = [format_cell(row.test)] if has_test else []
         table.add_row(
-            str(row.rank),
+            f"{row.rank}{f' (set {row.image_set})' if row.image_set else ''}",
             f"{row.arm}{seeds}",
             format_cell(row.validation),
             format_percent(row.validation_macro_f1),
@@ -424,12 +425,23 @@ def format_sweep_table(comparison: ComparisonRecord) -> Table:
     return table
 
 
+def _describe_sets(table: Sequence[ArmRow]) -> str:
+    return " within each set of images" if any(row.image_set for row in table) else ""
+
+
 def describe_best(comparison: ComparisonRecord) -> str | None:
-    """Return the page's first sentences, on the best cell on validation and its accuracies; None without cells."""
+    """Return the page's first sentences, on the best cell on validation and its accuracies; None without cells.
+
+    Of several sets of validation images, the one with the most cells has a best cell, unless it has a single one.
+    """
     if not comparison.table:
         return None
     best = comparison.table[0]
-    text = f"Best on validation by {SCORES.get(comparison.rank_by, comparison.rank_by)}: {best.arm}."
+    num_cells = sum(row.image_set == best.image_set for row in comparison.table)
+    if best.image_set is not None and num_cells == 1:
+        return "No two cells were validated on the same images, so that none is the best."
+    of_set = f" of the {num_cells} cells of set {best.image_set} of images" if best.image_set else ""
+    text = f"Best on validation{of_set} by {SCORES.get(comparison.rank_by, comparison.rank_by)}: {best.arm}."
     for split, use in (("validation", "which selected it"), ("test", "which was not used for selection")):
         estimate = best.get(split)
         if estimate is not None:

@@ -173,6 +173,8 @@ class ArmRow(Record):
     Attributes:
         settings: for a cell of a sweep, axis -> value.
         ranked_by: for a cell, the value of the validation metric that ranks it.
+        image_set: for a sweep, the number from 1 of the cell's set of validation images, within which it has its rank; None
+            if all cells were validated on the same images.
         seconds: duration of fine-tuning, averaged over seeds.
         cross_validated: for a cross-validation, where `test` is the recipe's pooled accuracy, and `validation` and
             `train` are means over folds without an interval.
@@ -189,6 +191,7 @@ class ArmRow(Record):
     ranked_by: float | None = None
     seconds: float | None = None
     rank: int | None = None
+    image_set: int | None = None
     cross_validated: CrossValidated | None = None
 
     def get(self, split: str) -> SeedEstimate | None:
@@ -280,7 +283,8 @@ class ComparisonRecord(FileRecord):
     """The contents of comparison.json of an ablation, a sweep, a search or a cross-validation.
 
     Attributes:
-        table: one row per arm; for a sweep or a cross-validation, the best on validation first.
+        table: one row per arm; for a sweep or a cross-validation, the best on validation first, of a sweep's sets of images
+            the one with the most cells.
         paired: tests of the arms against the reference.
         notes: sentences that belong to the result.
         judged_on: description of the evaluated split.

@@ -19,7 +19,7 @@ from dlfer.data.bundle import Split
 from dlfer.data.given import parse_split, recognise
 from dlfer.errors import DataError, ModelError, UserError
 from dlfer.metrics.learned import describe_no_conclusion, find_run_failure
-from dlfer.metrics.paired import compare_seeds, describe_difference
+from dlfer.metrics.paired import align_correct, compare_seeds, describe_difference
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.seeds import compute_seed_summary
 from dlfer.metrics.several import compare_several, compute_holm, match_predictions
@@ -89,6 +89,40 @@ def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair
     pairs = [ArmPair.of(test, part=split) for test in tests.values() if test is not None]
     failures = {arm: find_failures(members) for arm, members in finished.items()}
     return [conclude_pair(pair, [*failures[pair.a], *failures[pair.b]]) for pair in correct_pairs(pairs)]
+
+
+def group_comparable(finished: Finished, split: str) -> list[list[str]]:
+    """Return the arms in groups that were judged on the same images with the same labels, the largest group first."""
+    groups: list[list[str]] = []
+    for arm, members in finished.items():
+        group = next((names for names in groups if _have_same_images([*finished[names[0]], *members], split)), None)
+        if group is None:
+            groups.append([arm])
+        else:
+            group.append(arm)
+    return sorted(groups, key=len, reverse=True)
+
+
+def _have_same_images(members: Sequence[Member], split: str) -> bool:
+    several = [member.read_split(split) for member in members]
+    try:
+        for predictions in several:
+            align_correct(several[0], predictions)
+    except DataError:
+        return False
+    return True
+
+
+def describe_groups(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return a sentence on the cells of each group of `group_comparable`; [] if there is only one group."""
+    if len(groups) < 2:
+        return []
+    sets = ". ".join(f"Set {number}: {_join(names)}" for number, names in enumerate(groups[:_MAX_LEFT_OUT], start=1))
+    more = f". And {len(groups) - _MAX_LEFT_OUT} more sets" if groups[_MAX_LEFT_OUT:] else ""
+    return [
+        f"The cells were validated on {len(groups)} sets of images, and are ranked within each: metrics on validation of "
+        f"different sets are not comparable. {sets}{more}."
+    ]
 
 
 def describe_left_out(reference: str, finished: Finished, pairs: Sequence[ArmPair]) -> list[str]:

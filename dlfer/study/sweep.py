@@ -1,8 +1,9 @@
 """A sweep: every cell of a grid is trained with every seed, each as an ordinary run in a separate process.
 
-The cells are ranked on validation. Each member is evaluated on the test split once, at its end, and this is not used
-for ranking. `sweep.best_of` adds a table with the best cell for each combination of the values of some axes: validation
-selects a cell, and its metrics are those on the test split, or on validation if there is no test split.
+The cells are ranked on validation, within each set of cells that have the same validation images. Each member is
+evaluated on the test split once, at its end, and this is not used for ranking. `sweep.best_of` adds a table with the
+best cell for each combination of the values of some axes: validation selects a cell, and its metrics are those on the
+test split, or on validation if there is no test split.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from dlfer.study.compare import (
     choose_split,
     collect_notes,
     compare_with,
+    describe_groups,
     describe_left_out,
     describe_missing,
     describe_split,
+    group_comparable,
     list_unfinished,
     summarise_arm,
 )
@@ -69,16 +72,16 @@ def choose_best_cells(
 ) -> BestCells | None:
     """Return the best finished cell for each combination of values of the axes in `sweep.best_of`; None without axes.
 
-    `rows` are ranked, the best on validation first.
+    `rows` are ranked, the best on validation first. A combination has none if its cells had other validation images.
     """
     if not sweep.best_of:
         return None
-    axes, table, missing = list(sweep.best_of), [], []
+    axes, table, missing, unequal = list(sweep.best_of), [], [], []
     in_grid = [cell for name, cell in cells.items() if name not in sweep.cells]
     for values, names in _group_cells(in_grid, axes).items():
         ranked = [row for row in rows if row.arm in names]
-        if not ranked:
-            missing.append(", ".join(value or "–" for value in values))
+        if not ranked or len({row.image_set for row in ranked}) > 1:
+            (unequal if ranked else missing).append(", ".join(value or "–" for value in values))
             continue
         choice = {"values": dict(zip(axes, values, strict=True)), "num_cells": len(ranked), "num_planned": len(names)}
         table.append(_describe_cell(ranked[0], finished[ranked[0].arm], split, choice))
@@ -87,6 +90,8 @@ def choose_best_cells(
         describe_split("validation", finished, is_ranked=True),
     )
     notes = _write_best_notes(sweep, table, missing, validation, split=split)
+    if unequal:
+        notes.append(f"No best cell of: {'; '.join(unequal)}; the cells of each were validated on different images.")
     return BestCells(axes=axes, part=split, judged_on=judged_on, notes=notes, table=table)
 
 
@@ -233,9 +238,15 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
     config, members = comparison.config, comparison.members
     cells = {cell.name: cell for cell in list_cells(config)}
     finished = group_finished(members)
-    rows = [_make_row(cells[arm], some, config.sweep.rank_by) for arm, some in finished.items()]
-    rows.sort(key=lambda row: -row.ranked_by)
-    rows = [row.model_copy(update={"rank": number}) for number, row in enumerate(rows, start=1)]
+    groups = group_comparable(finished, "validation")
+    rows = []
+    for image_set, arms in enumerate(groups, start=1):
+        some = [_make_row(cells[arm], finished[arm], config.sweep.rank_by) for arm in arms]
+        some.sort(key=lambda row: -row.ranked_by)
+        found_set = image_set if len(groups) > 1 else None
+        rows += [
+            row.model_copy(update={"rank": rank, "image_set": found_set}) for rank, row in enumerate(some, start=1)
+        ]
     found = ComparisonRecord(
         table=rows,
         paired=[],
@@ -249,14 +260,14 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
     )
     if rows:
         split = choose_split(finished)
-        reference = config.sweep.reference or rows[0].arm
-        pairs = compare_with(reference, finished, split)
+        reference = _choose_reference(comparison, rows)
+        pairs = [] if reference is None else compare_with(reference, finished, split)
         order = [row.arm for row in rows]
         changes = {
             "judged_on": describe_split(split, finished, is_ranked=True),
             "reference": reference,
             "paired": sorted(pairs, key=lambda pair: order.index(pair.b)),
-            "notes": _write_notes(comparison, finished, rows, pairs, split=split),
+            "notes": [*describe_groups(groups), *_write_notes(comparison, finished, rows, pairs, split=split)],
             "best_of": choose_best_cells(config.sweep, cells, rows, finished, split=split),
         }
         found = found.model_copy(update=changes)
@@ -264,6 +275,13 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
         write_best_csv(comparison.run.path / BEST_FILE, found.best_of)
     _write_csv(comparison, cells, rows)
     return found
+
+
+def _choose_reference(comparison: Comparison, rows: Sequence[ArmRow]) -> str | None:
+    """Return the cell that the others are compared with; None if none is named and no two share validation images."""
+    if comparison.plan.reference is None and len(rows) > 1 and rows[0].image_set != rows[1].image_set:
+        return None
+    return comparison.plan.reference or rows[0].arm
 
 
 def _make_row(cell: Cell, members: Sequence[Member], rank_by: str) -> ArmRow:
@@ -289,14 +307,17 @@ def _write_notes(
     split: str,
 ) -> list[str]:
     """Return notes on what ranked the cells, the bias of the ranking, and which cells were compared."""
-    reference = comparison.plan.reference or rows[0].arm
     metric = SCORES[comparison.config.sweep.rank_by]
     validation = describe_split("validation", finished, is_ranked=True)
     num_members = sum(len(members) for members in finished.values())
-    notes = [
-        f"Ranked by {metric} on {validation}. The best of {len(rows)} cells was chosen on the same images, so "
-        f"its {metric} on validation is too good by an unknown amount{_describe_selection_bias(rows)}."
-    ]
+    largest = [row for row in rows if row.image_set == rows[0].image_set]
+    which = "" if len(largest) == len(rows) else f" of set {rows[0].image_set}"
+    reference, notes = _choose_reference(comparison, rows), []
+    if len(largest) > 1 or not which:
+        notes.append(
+            f"Ranked by {metric} on {validation}. The best of {len(largest)} cells{which} was chosen on the same images, so "
+            f"its {metric} on validation is too good by an unknown amount{_describe_selection_bias(largest)}."
+        )
     if split == "test":
         notes.append(
             f"The ranking does not use test: each of the {num_members} finished members opened it once, at its end. "
@@ -308,7 +329,7 @@ def _write_notes(
             "There is no test split: nothing here shows how good the best cell is on images that were not used for selection. "
             "Set finetune.data.select_on, or judge it on other data."
         )
-    why = "named beforehand" if comparison.plan.reference else "the best on validation"
+    why = "named beforehand" if comparison.plan.reference else f"the best on validation{which}"
     if pairs:
         notes.append(
             f"The others are compared with {reference!r}, {why}, on {describe_split(split, finished, is_ranked=True)}"
@@ -319,7 +340,7 @@ def _write_notes(
                 else ""
             )
         )
-    notes += describe_left_out(reference, finished, pairs)
+    notes += [] if reference is None else describe_left_out(reference, finished, pairs)
     notes += describe_missing(comparison.members, arms="cells")
     return [*notes, *collect_notes(finished, describe_split(split, finished, is_ranked=True), pairs)]
 
@@ -341,7 +362,7 @@ def _describe_selection_bias(rows: Sequence[ArmRow]) -> str:
 def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[ArmRow]) -> None:
     """Write sweep.csv with a row for each cell, first the ranked ones, then those without a finished member."""
     metrics = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
-    own = ["status", "num_seeds"]
+    own = ["image_set", "status", "num_seeds"]
     own += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
     own += ["train_accuracy", "seconds", "error"]
     axes = _name_columns(comparison.config.sweep.grid, ["rank", "cell", *own])
@@ -368,7 +389,7 @@ def _name_columns(axes: Iterable[str], own: Sequence[str]) -> dict[str, str]:
 
 def _make_csv_row(row: ArmRow, cell: Cell, axes: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {axes[axis]: value for axis, value in cell.settings.items()}
-    values |= {"rank": row.rank, "cell": cell.name}
+    values |= {"rank": row.rank, "cell": cell.name, "image_set": row.image_set}
     values |= {"num_seeds": len(row.seeds), "seconds": row.seconds}
     if row.train:
         values["train_accuracy"] = row.train.value

@@ -160,7 +160,8 @@ def load_synthetic_faces(config: DataConfig) -> DataBundle:
         config: `num_images` is the number of each split (null: 6000, 1000 and 1000), `seed` selects the images.
 
     Returns:
-        A bundle whose splits hold uint8 [N, 48, 48, 1] and ids such as "synthetic_faces/train/17".
+        A bundle whose splits hold uint8 [N, 48, 48, 1] and ids such as "synthetic_faces/train/17", with
+        the seed in them unless it is 0.
     """
     splits = {
         name: _draw_split(name, getattr(config.num_images, name) or number, seed=config.seed)
@@ -178,7 +179,8 @@ def _draw_split(name: str, num_images: int, *, seed: int) -> Split:
         rng = np.random.default_rng([seed, _SPLIT_CODES[name], index])
         targets[index] = np.searchsorted(_SHARES, rng.random(), side="right")
         images[index, :, :, 0] = draw_face(_draw_shown(FER2013_LABELS[targets[index]], rng=rng), rng=rng)
-    ids = np.array([f"synthetic_faces/{name}/{index}" for index in range(num_images)])
+    which = f"{name}/seed {seed}" if seed else name
+    ids = np.array([f"synthetic_faces/{which}/{index}" for index in range(num_images)])
     return Split(name, images, targets, ids)
 
 

@@ -229,7 +229,8 @@ def load_synthetic_scenes(config: DataConfig) -> DataBundle:
             images, `num_labels` is the number of labels.
 
     Returns:
-        A bundle whose splits hold uint8 [N, 64, 64, 3] and ids such as "synthetic_scenes/train/17".
+        A bundle whose splits hold uint8 [N, 64, 64, 3] and ids such as "synthetic_scenes/train/17", with
+        the seed in them unless it is 0.
     """
     labels = name_labels(config.num_labels)
     splits = {}
@@ -259,7 +260,8 @@ def _draw_split(name: str, num_images: int, *, labels: tuple[str, ...], seed: in
     for index, target in enumerate(targets.tolist()):
         rng = np.random.default_rng([seed, _SPLIT_CODES[name], index])
         images[index] = draw_scene(_get_thing(target), rng=rng)
-    ids = np.array([f"synthetic_scenes/{name}/{index}" for index in range(num_images)])
+    which = f"{name}/seed {seed}" if seed else name
+    ids = np.array([f"synthetic_scenes/{which}/{index}" for index in range(num_images)])
     return Split(name, images, targets, ids)
 
 

@@ -19,7 +19,14 @@ from dlfer.metrics.predictions import Predictions, read_predictions, write_predi
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
-from dlfer.report.sweep import MAX_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
+from dlfer.report.sweep import (
+    MAX_ROWS,
+    describe_best,
+    draw_best_rocs,
+    draw_best_scores,
+    draw_macro_rocs,
+    group_best_rows,
+)
 from dlfer.runs.comparison_record import BestCell, BestCells, ComparisonRecord, SeedEstimate
 from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.metrics_record import Metrics
@@ -50,19 +57,19 @@ Hits = Callable[[str, str, int], int | np.ndarray | None]
 """(cell, split, seed) -> how many of the 90 images are right, or which (bool [90]); None: it has not finished."""
 
 
-def make_predictions(part: str, right: int | np.ndarray, seed: int) -> Predictions:
+def make_predictions(part: str, right: int | np.ndarray, seed: int, first: int = 0) -> Predictions:
     generator = np.random.default_rng(seed)
     targets = np.arange(N) % 3
     is_right = right if isinstance(right, np.ndarray) else np.arange(N) < right
     guesses = np.where(is_right, targets, (targets + generator.integers(1, 3, N)) % 3)
     probabilities = generator.dirichlet(np.ones(3), N) * 0.3
     probabilities[np.arange(N), guesses] += 0.7
-    return Predictions([f"{part}/{i}" for i in range(N)], LABELS, targets, probabilities)
+    return Predictions([f"{part}/{i}" for i in range(first, first + N)], LABELS, targets, probabilities)
 
 
-def finish(run: Run, config, *, hits: Callable[[str], int], parts: tuple[str, ...]) -> None:
+def finish(run: Run, config, *, hits: Callable[[str], int], parts: tuple[str, ...], first: int = 0) -> None:
     """Write what a run of `epochs` epochs leaves behind: 5 steps each of an epoch, the last but one is kept."""
-    predictions = {part: make_predictions(part, hits(part), config.experiment.seed) for part in parts}
+    predictions = {part: make_predictions(part, hits(part), config.experiment.seed, first) for part in parts}
     for part, some in predictions.items():
         write_predictions(some, run.path / "predictions" / f"{part}.npz")
     metrics = compute_metrics_file(
@@ -89,7 +96,13 @@ def sweep(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
 
     def make(
-        hits: Hits, *, best_of="[optimizer, model.dropout]", seeds="[0]", parts=("validation", "test"), **keys
+        hits: Hits,
+        *,
+        best_of="[optimizer, model.dropout]",
+        seeds="[0]",
+        parts=("validation", "test"),
+        first=None,
+        **keys,
     ) -> Path:
         file = tmp_path / "small.yaml"
         file.write_text(EXPERIMENT.replace("SEEDS", seeds).replace("BEST_OF", best_of))
@@ -102,7 +115,8 @@ def sweep(tmp_path, monkeypatch, options):
             made = member.make_config(config)
             if hits(member.arm, "validation", member.seed) is not None:
                 member_run = create_run(Path("runs"), made, argv=[])
-                finish(member_run, made, hits=lambda part, m=member: hits(m.arm, part, m.seed), parts=parts)
+                own = lambda part, m=member: hits(m.arm, part, m.seed)  # noqa: E731
+                finish(member_run, made, hits=own, parts=parts, first=(first or {}).get(member.arm, 0))
                 member.path, member.status = str(member_run.path), "finished"
         write_member_rows(run.path, [member.as_row() for member in members])
         return run.path
@@ -136,6 +150,45 @@ SGD_WINS_VALIDATION = {
     "sgd, dropout=0.2, batch_size=16": (60, 70),
     "sgd, dropout=0.2, batch_size=32": (70, 60),
 }
+
+
+@pytest.mark.usefixtures("without_page")
+def test_cells_that_were_validated_on_different_images_are_not_ranked_together(sweep, options):
+    hits = give_hits({**SGD_WINS_VALIDATION, "adam, dropout=0.1, batch_size=32": (88, 89)})
+    first = {"adam, dropout=0.1, batch_size=32": 7, "adam, dropout=0.2, batch_size=32": 7}
+    path = sweep(hits, first=first, best_of="[optimizer]")
+    SWEEP.resume(path, options)
+    found = ComparisonRecord.require(path)
+    assert [(row.image_set, row.rank) for row in found.table] == [(1, rank) for rank in range(1, 7)] + [(2, 1), (2, 2)]
+    assert [row.arm for row in found.table[6:]] == list(first)
+    assert found.table[0].arm == found.reference == "sgd, dropout=0.2, batch_size=32"
+    assert describe_best(found).startswith(
+        "Best on validation of the 6 cells of set 1 of images by accuracy: sgd, dropout=0.2,"
+    )
+    assert found.notes[0].startswith(
+        "The cells were validated on 2 sets of images, and are ranked within each: metrics on validation of different sets are "
+        "not comparable. Set 1: adam, dropout=0.1, batch_size=16;"
+    )
+    assert "The best of 6 cells of set 1 was chosen on the same images" in found.notes[1]
+    assert [row.arm for row in found.best_of.table] == ["sgd, dropout=0.2, batch_size=32"]
+    assert "No best cell of: adam; the cells of each were validated on different images." in found.best_of.notes
+
+
+@pytest.mark.usefixtures("without_page")
+def test_without_common_validation_images_no_cell_is_the_best(sweep, options):
+    cells = [f"{name}, dropout={rate}, batch_size=16" for name in ("adam", "sgd") for rate in (0.1, 0.2)]
+    path = sweep(
+        give_hits({}),
+        first={cell: 7 * number for number, cell in enumerate(cells)},
+        best_of="[]",
+        **{"sweep.grid.finetune.batch_size": [16]},
+    )
+    SWEEP.resume(path, options)
+    found = ComparisonRecord.require(path)
+    assert [(row.image_set, row.rank) for row in found.table] == [(number, 1) for number in range(1, 5)]
+    assert (found.reference, found.paired) == (None, [])
+    assert describe_best(found) == "No two cells were validated on the same images, so that none is the best."
+    assert not any(note.startswith(("Ranked by", "Not compared")) for note in found.notes)
 
 
 def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_metrics_on_test(sweep, options, without_page):

@@ -99,20 +99,26 @@ def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan
 
 
 @pytest.mark.slow
-def test_cells_that_were_judged_on_other_images_are_ranked_and_not_compared(file, options, plan):
-    # As of a sweep over finetune.data.fraction, whose cells have other test images.
-    plan |= {"0.1": {"right": {"validation": 30}, "shift": 7}, "0.2": {"right": {"validation": 50}}, "0.3": {}}
+def test_cells_that_were_judged_on_other_images_are_ranked_on_their_own_and_not_compared(file, options, plan):
+    # As of a sweep over finetune.data.fraction, whose cells have other images.
+    plan |= {"0.1": {"right": {"validation": 58}, "shift": 7}, "0.2": {"right": {"validation": 50}}, "0.3": {}}
     path = SWEEP.start(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3]}))
     assert open_run(path).status == "finished"
     comparison = ComparisonRecord.require(path)
     assert [row.arm for row in comparison.table] == ["dropout=0.2", "dropout=0.3", "dropout=0.1"]
+    assert [(row.image_set, row.rank) for row in comparison.table] == [(1, 1), (1, 2), (2, 1)]
+    rows = {row["cell"]: (row["image_set"], row["rank"]) for row in read_csv(path / "sweep.csv")}
+    assert rows == {"dropout=0.2": ("1", "1"), "dropout=0.3": ("1", "2"), "dropout=0.1": ("2", "1")}
     assert [(pair.a, pair.b) for pair in comparison.paired] == [("dropout=0.2", "dropout=0.3")]
     (note,) = [note for note in comparison.notes if note.startswith("Not compared")]
     assert note == (
         "Not compared with dropout=0.2: dropout=0.1, which was not judged on the same images with the same labels, or has no "
         "seed in common with it."
     )
-    assert "Not compared with dropout=0.2" in (path / "report.html").read_text()
+    page = (path / "report.html").read_text()
+    assert "Not compared with dropout=0.2" in page
+    assert "Best on validation of the 2 cells of set 1 of images by accuracy: dropout=0.2." in page
+    assert "Cells, ranked on validation within each set of images" in page
 
 
 def test_an_axis_called_as_a_column_of_the_csv_keeps_its_values(file, options, plan):

@@ -48,6 +48,7 @@ def test_bundle_has_the_shapes_and_names_of_fer2013():
         assert split.targets.dtype == np.int64
         assert split.targets.max() < 7
     assert bundle.train.ids[17] == "synthetic_faces/train/17"
+    assert load(seed=1).train.ids[17] == "synthetic_faces/train/seed 1/17"  # another image than that of seed 0
     assert bundle.test.name == "test"
     assert "not photographed" in bundle.notes[0]
 

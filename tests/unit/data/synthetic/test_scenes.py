@@ -32,6 +32,7 @@ def test_bundle_has_colour_images_and_no_test_part_unless_asked():
     assert bundle.train.images.dtype == np.uint8
     assert bundle.validation.targets.dtype == np.int64
     assert bundle.train.ids[17] == "synthetic_scenes/train/17"
+    assert load(seed=1).train.ids[17] == "synthetic_scenes/train/seed 1/17"  # another image than that of seed 0
     assert bundle.test is None
     assert len(load(test=7).test) == 7
 
