@@ -66,21 +66,33 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
 
 
 def _prepare(comparison: Comparison, member: Member) -> bool:
-    """Set the epochs of an equal-compute member; return False if that has to wait for a finished member with EF-FER1.
+    """Set the epochs of an equal-compute member; return False if that has to wait for finished members of other arms.
 
     Raises:
-        DlferError: all members with EF-FER1 failed, or the finished one does not record the cost of EF-FER1.
+        DlferError: all members of an arm that it needs failed, or the finished one does not record the cost.
     """
     if member.arm != EQUAL_COMPUTE:
         return True
-    of_with = [other for other in comparison.members if other.arm == WITH]
-    if not any(other.status == "finished" for other in of_with):
-        if any(other.status != "failed" for other in of_with):
+    for arm in dict.fromkeys([WITH, _choose_measured_arm(comparison.config)]):
+        of_arm = [other for other in comparison.members if other.arm == arm]
+        if any(other.status == "finished" for other in of_arm):
+            continue
+        if any(other.status != "failed" for other in of_arm):
             return False
-        raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {WITH!r}, whose EF-FER1 shows the cost.")
+        shown = "whose EF-FER1 shows the cost" if arm == WITH else "which shows the number of images in an epoch"
+        raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {arm!r}, {shown}.")
     epochs = _count_equal_epochs(comparison.config, comparison.members)
     member.overrides = {"pretrain": None, **comparison.config.ablation.without, "finetune.epochs": epochs}
     return True
+
+
+def _choose_measured_arm(config: ExperimentConfig) -> str:
+    """Return the arm whose epochs have as many images as those of equal compute: either, if both are fine-tuned alike."""
+    of_with, without = (
+        with_overrides(config, keys).finetune.model_dump(exclude={"epochs", "optimizer"})
+        for keys in (config.ablation.with_keys, config.ablation.without)
+    )
+    return WITH if of_with == without else WITHOUT
 
 
 def show_comparison(found: ComparisonRecord, console: StudyConsole) -> None:
@@ -93,17 +105,19 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
     """Return the fine-tuning epochs that cost as much as EF-FER1 and the epochs of the arm without it together.
 
     Cost is measured in pixels seen in training, images x image_size^2, which ignores that a wider head or a slower
-    input costs more.
+    input costs more. The keys of `ablation.without` may change the number of images in an epoch.
     """
-    done = next(member for member in members if member.arm == WITH and member.status == "finished")
-    cost = done.cost
-    if cost.pretrain_images is None or cost.pretrain_image_size is None or not cost.finetune_images:
+    finished = group_finished(members)
+    done, measured = finished[WITH][0], finished[_choose_measured_arm(config)][0]
+    cost, num_images = done.cost, measured.cost.finetune_images
+    if cost.pretrain_images is None or cost.pretrain_image_size is None or not num_images:
+        unknown = (measured, "how many images it saw") if not num_images else (done, "what EF-FER1 cost")
         raise DlferError(
-            f"the arm {EQUAL_COMPUTE!r}: {done.path} does not say what EF-FER1 cost. Set ablation.equal_compute: false."
+            f"the arm {EQUAL_COMPUTE!r}: {unknown[0].path} does not say {unknown[1]}. Set ablation.equal_compute: false."
         )
     pixels = cost.pretrain_images * cost.pretrain_image_size**2
     without = with_overrides(config, {"pretrain": None, **config.ablation.without})
-    images_an_epoch = cost.finetune_images / len(read_history(Path(done.path) / "finetune" / "history.csv"))
+    images_an_epoch = num_images / len(read_history(Path(measured.path) / "finetune" / "history.csv"))
     return without.finetune.epochs + math.ceil(pixels / (images_an_epoch * without.finetune.image_size**2))
 
 
