@@ -69,7 +69,7 @@ class Detections(NamedTuple):
         boxes: float64 [N, 4], left, top, width, height in pixels, clipped to the image.
         scores: float64 [N] in 0..1.
         landmarks: float64 [N, 5, 2], (x, y) of the left and right eye, the nose, and the left and right corner of the
-            mouth, as seen in the image.
+            mouth, as seen in the image, relative to the centre of its first pixel.
     """
 
     boxes: np.ndarray
@@ -114,7 +114,8 @@ def _decode_centerface(outputs: Sequence[np.ndarray], size: tuple[int, int], min
     boxes = np.concatenate([first[::-1], (last - first)[::-1]]).T
     large = np.flatnonzero(boxes[:, 2:].min(axis=1, initial=np.inf) >= MIN_SIDE)
     kept = large[suppress(boxes[large], scores[large])]
-    return Detections(boxes[kept], scores[kept], sort_left_right(points[kept, :, ::-1]))
+    # Boxes and landmarks of the network begin at the upper left corner of the first pixel, ours of a landmark at its centre.
+    return Detections(boxes[kept], scores[kept], sort_left_right(points[kept, :, ::-1]) - 0.5)
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -488,7 +489,7 @@ DETECTORS: dict[str, Detector] = {
 """`names.DETECTORS` except "none"; the smallest detectable face has 8 (centerface) or 20 pixels in the shrunk image."""
 
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _CHUNK = 1024
 """Number of images per cache file, which is also the most that an interrupted preparation loses."""
 

@@ -295,7 +295,48 @@ def test_boxes_scores_and_landmarks_are_those_of_another_implementation(photo, n
     corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1)
     assert corners[order] == pytest.approx(boxes[other, :4], abs=0.02)
     assert found.scores[order] == pytest.approx(boxes[other, 4], abs=1e-4)
-    assert found.landmarks[order] == pytest.approx(module.sort_left_right(marks[other]), abs=0.02)
+    # Those of the other implementation are relative to the corner of the first pixel, as its boxes are.
+    assert found.landmarks[order] + 0.5 == pytest.approx(module.sort_left_right(marks[other]), abs=0.02)
+
+
+class SquareFinder:
+    """Stands in for CenterFace: finds one bright square, and gives its centre as the published decoding expects it.
+
+    That is ((cell + offset + 0.5) * 4) from the corner of the first pixel for the box, and fractions of the box from its
+    corner for the landmarks.
+    """
+
+    def run(self, names, given):
+        outputs = []
+        for image in given["input.1"][:, 0].astype(float):
+            centre = np.array(
+                [
+                    np.average(np.arange(side) + 0.5, weights=image.sum(1 - axis))
+                    for axis, side in enumerate(image.shape)
+                ]
+            )
+            row, column = np.floor(centre / 4).astype(int)
+            heat, scale, offset, marks = (
+                np.zeros((number, *(side // 4 for side in image.shape))) for number in (1, 2, 2, 10)
+            )
+            heat[0, row, column], scale[:, row, column], marks[:, row, column] = 0.9, np.log(6), 0.5
+            offset[:, row, column] = centre / 4 - (row, column) - 0.5
+            outputs.append((heat, scale, offset, marks))
+        return [np.stack(one) for one in zip(*outputs, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "half", "size"), [((300, 400), 20, 640), ((300, 400), 20, 200), ((300, 400), 20, 160), ((60, 60), 6, 640)]
+)
+def test_landmarks_are_relative_to_the_centre_of_the_first_pixel_at_any_scale(monkeypatch, shape, half, size):
+    monkeypatch.setattr(module, "_load_centerface", SquareFinder)
+    for x, y in ((shape[1] // 2 - 5, shape[0] // 2 + 2), (shape[1] // 2 + 4, shape[0] // 2 - 7)):
+        image = np.zeros((*shape, 3), np.uint8)
+        image[y - half : y + half + 1, x - half : x + half + 1] = 200
+        (face,) = detect_faces(image, size=size)
+        assert face.landmarks == pytest.approx(np.tile([x, y], (5, 1)), abs=0.05)
+        left, top, width, height = face.box
+        assert (left + width / 2, top + height / 2) == pytest.approx((x + 0.5, y + 0.5), abs=0.05)
 
 
 def test_images_of_one_size_are_found_together_as_one_by_one(photo):
