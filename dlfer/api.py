@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from dlfer.config.load import check_overrides, find_override, load_experiment
-from dlfer.config.names import STAGES
+from dlfer.config.names import STAGES, expand_home
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.quiet import hush_libraries
@@ -487,7 +487,7 @@ def evaluate(
     from dlfer.experiment.extras import Extras
 
     extras = Extras(views=tuple(views), corrupt=corrupt, attributes=_to_path(attributes))
-    given = data if data is None or isinstance(data, tuple) else Path(data)
+    given = data if data is None or isinstance(data, tuple) else expand_home(data)
     return evaluate_model(_to_name(model), data=given, split=split, extras=extras)
 
 

@@ -152,6 +152,10 @@ for _panel, _modules in VERBS.items():
         app.command(cls=Verb, rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 
+_LITERAL_TILDE = re.compile(r"^(--[\w-]+=|)(?:\./+)+(?=~)")
+"""The beginning of a path such as ./~, which pathlib would make ~, the home folder."""
+
+
 def _fill_optional(args: list[str]) -> list[str]:
     """Return the command-line words with "-" (standard output) inserted after a --json that has no FILE."""
     filled = []
@@ -219,6 +223,7 @@ def _run_command(argv: list[str] | None, noted: list[int]) -> None:
     # Make waiting OpenMP threads of XGBoost sleep. By default they spin, which takes four times the CPU where anything
     # else runs on the machine (2,000 rows, two cores). Set here, before Keras loads the library that reads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = [_LITERAL_TILDE.sub(lambda match: f"{match[1]}{Path.cwd()}/", arg) for arg in args]
     args = _fill_optional([arg for arg in args if arg != "--debug"]) or ["--help"]
     try:
         sys.exit(app(args, prog_name="dlfer", standalone_mode=False) or 0)

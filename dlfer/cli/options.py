@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlfer.config.names import list_places
+from dlfer.config.names import expand_home, list_places
 from dlfer.errors import ConfigError, UserError
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.text import escape_text
@@ -73,7 +73,7 @@ def _complete_paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     folder, _, beginning = incomplete.rpartition("/")
     folder += "/" if "/" in incomplete else ""
     try:
-        entries = sorted(Path(folder or ".").expanduser().iterdir())
+        entries = sorted(expand_home(folder or ".").iterdir())
     except OSError:
         return []
     named = [path for path in entries if path.name.startswith(beginning) and not path.name.startswith(".")]

@@ -30,7 +30,7 @@ from dlfer.config.keys import (
     split_key,
     validate,
 )
-from dlfer.config.names import list_places
+from dlfer.config.names import expand_home, list_places
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
 from dlfer.config.strict_yaml import format_yaml, parse_value, parse_yaml, read_yaml
@@ -219,7 +219,7 @@ def resolve_path(text: str) -> Path:
             raise ConfigError(f"{text}: the environment variable {name} is not set; set it, or write the full path.")
         return value
 
-    return Path(VARIABLE.sub(fill, text)).expanduser()
+    return expand_home(VARIABLE.sub(fill, text))
 
 
 def dump_experiment(config: ExperimentConfig) -> str:

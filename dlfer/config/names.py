@@ -104,5 +104,15 @@ def list_places(name: str) -> list[Path]:
         name: "saved_models" or "experiments".
     """
     home = os.environ.get("DLFER_HOME")
-    roots = [Path(home).expanduser() if home else None, PACKAGE, find_checkout()]
+    roots = [expand_home(home) if home else None, PACKAGE, find_checkout()]
     return [root / name for root in roots if root is not None]
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with a leading ~ or ~USER replaced as a shell does: `./~` is the folder of this name.
+
+    pathlib drops the `./`, so `Path("./~")` is `~`; the result is an absolute path there, which no later call expands.
+    """
+    text = os.path.expanduser(path)
+    found = Path(text)
+    return found.absolute() if str(found).startswith("~") and not str(text).startswith("~") else found

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlfer.config.names import expand_home
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.files import normalise_name
 from dlfer.data.labels import CANONICAL
@@ -282,8 +283,8 @@ def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None, aliases: 
             continue
         own = compute_fingerprint(split) if isinstance(split, Split) else str(len(split))
         digest.update(f"{split.name}:{own}".encode())
-    if votes is not None and Path(votes).expanduser().is_file():
-        digest.update(Path(votes).name.encode() + Path(votes).expanduser().read_bytes())
+    if votes is not None and expand_home(votes).is_file():
+        digest.update(Path(votes).name.encode() + expand_home(votes).read_bytes())
         if aliases:
             digest.update(repr(sorted(aliases.items())).encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlfer.config.names import expand_home
 from dlfer.data.images import MIN_SIDE
 from dlfer.errors import DataError
 from dlfer.runs.files import read_npz, write_atomically
@@ -310,7 +311,7 @@ def get_cache_path(kind: str, digest: str) -> Path | None:
     The cache holds images and needs the same protection as the data.
     """
     try:
-        folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
+        folder = expand_home(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer")
     except RuntimeError:
         return None
     return folder / f"{kind}-{digest[:16]}.npz"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.names import FER2013_LABELS
+from dlfer.config.names import FER2013_LABELS, expand_home
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, get_cache_path, read_cache, write_cache
 from dlfer.data.fer2013_csv import (
@@ -54,7 +54,7 @@ def load_fer2013(config: DataConfig) -> DataBundle:
         MissingDataError: there is no data; the message says where to obtain it.
         DataError: a row or an image cannot be read (unless config.skip_unreadable).
     """
-    path = Path(config.path).expanduser()
+    path = expand_home(config.path)
     if not path.exists():
         raise MissingDataError(describe_missing(path))
     if path.is_file():
@@ -113,7 +113,7 @@ def load_fer2013_splits(path: str | Path) -> tuple[list[Split], Reading]:
 
 
 def _find_csv(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if not path.is_file():
         raise MissingDataError(describe_missing(path))
     return path

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dlfer.config.names import expand_home
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.fer2013_csv import USAGES
@@ -64,7 +65,7 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
         DataError: there are no classes, a class has no images, a folder may be a split or a class, or (unless
             config.skip_unreadable) a file cannot be read.
     """
-    root = Path(config.path).expanduser()
+    root = expand_home(config.path)
     if not root.is_dir():
         raise MissingDataError(
             f"{root}: there is no such folder. Put the images there as <class>/<image>, or as train/<class>/<image> "

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.names import expand_home
 from dlfer.config.sections import DataConfig
 from dlfer.data.fer2013_csv import USAGES, describe_unread_csvs, find_csvs, is_divided, iterate_pictures
 from dlfer.data.files import PICTURE_SUFFIXES, find_kind, is_ignored
@@ -78,7 +79,7 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
         MissingDataError: the path does not exist.
         DataError: it is something else, or both a csv and pictures; the message says what was found and what to do.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if path.is_dir():
         if (path / "run.json").is_file() or (path / "artifact.json").is_file():
             raise DataError(f"{path}: found the folder of a run or a model, {EXPECTED}.")
@@ -110,7 +111,7 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
         DataError: as `recognise`, or a zip cannot be unpacked.
         ConfigError: the experiment file is invalid.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     kind = recognise(path)
     if kind == "pictures":
         with _unpack(path) as folder:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.config.load import resolve_path
-from dlfer.config.names import FER2013_LABELS
+from dlfer.config.names import FER2013_LABELS, expand_home
 from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
@@ -418,7 +418,7 @@ def load_arrays(config: DataConfig) -> DataBundle:
         DataError: the file is damaged or pickled, an array is missing or not of this form, or an array is named like
             the images of an unknown split.
     """
-    path = Path(config.path).expanduser()
+    path = expand_home(config.path)
     if not path.is_file():
         raise MissingDataError(f"{path}: there is no such file. Set data.path to an .npz file. {_MEND}")
     arrays = _read_arrays(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlfer.config.load import VARIABLE, parse_recorded_experiment
+from dlfer.config.names import expand_home
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
@@ -79,7 +80,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Fol
         MissingDataError: the folder does not exist.
         DataError: it holds no class folders, only one class, or no readable image.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: there is no such folder; expected one with <class>/<image> in it.")
     tally = Tally(folder)
@@ -124,7 +125,7 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> FolderS
     Raises:
         DataError: it is none of these, e.g. a zip of images, or has no train split.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if check_kind(path) == "folder":
         return survey_folder(path, folders)
     with open_data(path) as given:
@@ -255,7 +256,7 @@ def write_starter(
         ConfigError: the file cannot be written, or exists and `force` is false.
         DataError: the data cannot be read by an experiment, see `survey_data`.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     name = make_name(folder if folder.is_dir() else folder.with_suffix(""))
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     check_kind(folder)

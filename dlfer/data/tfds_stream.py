@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dlfer.config.names import expand_home
 from dlfer.config.sections import DataConfig
 from dlfer.data.audit import are_expressions
 from dlfer.data.bundle import WHOLE, DataBundle, Reading, Split, StreamedSplit
@@ -88,7 +89,7 @@ def check_imagenet2012(data_dir: str | Path | None) -> None:
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
     """Return the folder of data sets, found by the rules of tensorflow_datasets."""
-    return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    return expand_home(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _describe_archive(path: Path, size: int) -> str | None:
@@ -236,7 +237,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     """Return the bundle of class folders, of which only the paths of the images are held in memory."""
     if config.path is None:
         raise DataError("data.path: name image_folder needs the folder that holds train/<class>/<image>.")
-    root = Path(config.path).expanduser()
+    root = expand_home(config.path)
     if not root.is_dir():
         raise MissingDataError(
             f"{root}: there is no such folder. Put the images there as train/<class>/<image> and "
@@ -504,7 +505,7 @@ def find_builder(config: DataConfig) -> Any:
 
     if re.split("[:/]", config.name)[0] == "fer2013":
         importlib.import_module("dlfer.data.tfds_fer2013")
-    path = None if config.path is None else str(Path(config.path).expanduser())
+    path = None if config.path is None else str(expand_home(config.path))
     try:
         return tfds.builder(config.name, data_dir=path)
     except tfds.core.DatasetNotFoundError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlfer.config.names import expand_home
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import split_ids
 from dlfer.data.files import normalise_name
@@ -67,7 +68,7 @@ def read_votes(path: str | Path) -> Votes:
             from 0; a number in row or an id occurs twice; or FER+'s image names are not in ascending order, so that
             the rows cannot be matched with those of the data.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if not path.is_file():
         raise MissingDataError(
             f"{path}: there is no such file of votes. FER+ is published as fer2013new.csv at github.com/microsoft/FERPlus."

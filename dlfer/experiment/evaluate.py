@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.config.load import load_recorded_experiment, resolve_path
+from dlfer.config.names import expand_home
 from dlfer.config.schema import StageConfig
 from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
@@ -103,7 +104,7 @@ def evaluate_with_predictions(
             raise DataError(f"data: found a tuple of {len(data)}, expected (images, labels).")
         split, labels = make_split(*data, names=classifier.labels)
     elif data is not None:
-        split, labels, given = load_split(Path(data), wanted, classifier, say)
+        split, labels, given = load_split(expand_home(data), wanted, classifier, say)
     if data is not None:
         split = prepare_as_trained(split, classifier, say)
     elif run is not None:
@@ -464,7 +465,7 @@ def evaluate_file(
     wanted = parse_split(split)
     check_extras(extras)
     columns, opened = _open(model)
-    split, labels, given = load_split(Path(data), wanted, opened, say)
+    split, labels, given = load_split(expand_home(data), wanted, opened, say)
     check_extras(extras, split.ids)
     aligned = AlignedModel(model, opened, align_labels(split, labels, model.labels, columns))
     start = time.perf_counter()

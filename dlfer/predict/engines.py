@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dlfer.config.names import FER2013_LABELS
+from dlfer.config.names import FER2013_LABELS, expand_home
 from dlfer.data.images import make_square, resize_all
 from dlfer.data.pictures import PictureModel
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
@@ -107,7 +107,7 @@ def load_engine(name: str | Path, engine: str | None = None) -> Engine:
 
 
 def _is_export(name: str | Path) -> bool:
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     return any((place / EXPORT_FILE).is_file() for place in (folder, folder / "onnx"))
 
 
@@ -241,7 +241,7 @@ def find_export(name: str | Path, engine: str) -> Path:
     """
     onnx = ("onnx", "onnx-int8")
     formats = {"onnx": onnx, "openvino": onnx, "litert": ("litert", "litert-int8")}[engine]
-    places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
+    places = [expand_home(name), *(expand_home(name) / form for form in formats)]
     for place in places:
         if (place / EXPORT_FILE).is_file():
             found = read_export(place).format

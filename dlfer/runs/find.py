@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer._version import __version__
-from dlfer.config.names import list_places
+from dlfer.config.names import expand_home, list_places
 from dlfer.errors import DlferError, EnvironmentProblem, ModelError, UserError, shorten
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import About, ArtifactRecord, RunRecord
@@ -168,7 +168,7 @@ def find_model(name: Path | str) -> Path:
     if is_hub_name(name):
         return download_model(name)
     places = list_model_places()
-    for path in (Path(name).expanduser(), *(place / name for place in places)):
+    for path in (expand_home(name), *(place / name for place in places)):
         found = _get_artifact(path)
         if found is not None:
             return found

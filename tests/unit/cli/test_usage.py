@@ -57,6 +57,19 @@ def test_an_option_of_explain_that_would_change_nothing_is_refused(call, args, m
     assert message in " ".join(err.split())
 
 
+def test_a_folder_named_like_the_home_folder_is_not_the_home_folder(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("~", "home"):
+        (tmp_path / name).mkdir()
+    for word, name in (("./~", "~"), ("~", "home")):
+        code, _, err = call("check", word)
+        assert code == 2
+        assert f"{tmp_path / name}: " in err
+    code, out, err = call("show", "runs", "--runs=./~")
+    assert code == 0
+    assert str(tmp_path / "~") in " ".join((out + err).split())
+
+
 def test_a_key_or_a_folder_given_twice_is_refused(call, tmp_path):
     (tmp_path / "faces").mkdir()
     for args, message in (

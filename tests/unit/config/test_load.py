@@ -23,6 +23,7 @@ from dlfer.config.load import (
     resolve_path,
     with_overrides,
 )
+from dlfer.config.names import expand_home
 from dlfer.errors import ConfigError
 
 EXPERIMENTS = sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml"))
@@ -344,6 +345,18 @@ def test_resolve_path(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(ConfigError, match="the environment variable NOT_SET is not set"):
         resolve_path("/a/${NOT_SET}/b")
+
+
+def test_a_folder_that_is_named_like_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert resolve_path("~") == Path("/home/me")
+    for text in ("./~", "././~", str(tmp_path / "~")):
+        found = resolve_path(text)
+        assert found == resolve_path(str(found)) == expand_home(found) == tmp_path / "~"
+    assert resolve_path("./~/x") == tmp_path / "~/x"
+    assert resolve_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")  # as a shell leaves it
+    assert resolve_path("./a~") == Path("a~")
 
 
 def test_the_config_keeps_the_path_as_written(write):
