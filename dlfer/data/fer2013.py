@@ -36,7 +36,7 @@ OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 
 _FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
 _VALIDATION_CSVS = ("val.csv", "valid.csv", "validation.csv")
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _CACHE_FROM_BYTES = 16_000_000
 
 

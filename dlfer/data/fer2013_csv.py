@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ _VALUES = {str(value): value for value in range(256)}
 _CODES = {str(code): code for code in range(len(FER2013_LABELS))}
 _SKIP = ", or set data.skip_unreadable: true"
 _MEND = f"download the file again{_SKIP}."
+_UNCLOSED = "found a quotation mark that is not closed on its line, expected a closing one: a row is one line."
 
 
 @dataclass(frozen=True)
@@ -174,25 +174,23 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
 
 
 def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the last line and the fields of each record, as csv.reader would return them.
+    """Yield the number and the fields of each line, as csv.reader would return them; no record spans several lines.
 
-    Lines before the first quotation mark are only split at the delimiter, in a third of csv.reader's time.
+    If a quotation mark is not closed on its line, the last field ends with a line feed. Lines without quotation marks are
+    only split at the delimiter, in a third of csv.reader's time.
     """
-    delimiter, lines = None, read_lines(stream)
-    for number, line in enumerate(lines, 1):
+    delimiter = None
+    for number, line in enumerate(read_lines(stream), 1):
         if delimiter is None and line.strip():
             delimiter = find_delimiter(line)
-        if '"' in line or len(line) > csv.field_size_limit():
-            reader = csv.reader(itertools.chain([line], lines), delimiter=delimiter)
-            try:
-                for fields in reader:
-                    yield number - 1 + reader.line_num, fields
-            except csv.Error as error:
-                last = number - 1 + reader.line_num
-                raise DataError(f"{name} line {last}: not a csv ({error}); {_MEND}") from error
-            return
         text = line.rstrip("\r\n")
-        yield number, text.split(delimiter or ",") if text else []
+        if '"' not in text and len(text) <= csv.field_size_limit():
+            yield number, text.split(delimiter or ",") if text else []
+            continue
+        try:
+            yield number, next(csv.reader([text + "\n"], delimiter=delimiter))
+        except csv.Error as error:
+            raise DataError(f"{name} line {number}: not a csv ({error}); download the file again.") from error
 
 
 def _next_header(records: Iterator[tuple[int, list[str]]]) -> tuple[int, list[str]]:
@@ -217,6 +215,8 @@ def _find_columns(path: Path, line: int, header: list[str], usage: str | None) -
         raise DataError(
             f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; download it again."
         )
+    if header[-1].endswith("\n"):
+        raise DataError(f"{path.name} line {line}: {_UNCLOSED} Close or delete it.")
     names = [name.strip().casefold() for name in header]
     needed = ["emotion", "pixels"] + ([] if usage and "usage" not in names else ["usage"])
     missing = [name for name in needed if name not in names]
@@ -267,6 +267,8 @@ def _advise_columns(names: list[str], missing: list[str]) -> str:
 
 def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) -> tuple[int, bytes, str]:
     """Return (code, 2304 bytes, usage) of a row; raise ValueError with the reason if it is invalid."""
+    if fields[-1].endswith("\n"):
+        raise ValueError(f"{_UNCLOSED} Close or delete it{_SKIP}.")
     if len(fields) <= max(columns.values()):
         raise ValueError(f"expected {max(columns.values()) + 1} fields, found {len(fields)}. The row is cut; {_MEND}")
     code = _CODES.get(_normalize_code(fields[columns["emotion"]]))
@@ -304,7 +306,8 @@ def _check_code(path: Path) -> None:
         records = _iterate_records(stream, path.name)
         _, header = _next_header(records)
         place = [name.strip().casefold() for name in header].index("emotion")
-        counts = Counter(_normalize_code(fields[place])[:40] for _, fields in records if len(fields) > place)
+        whole = (fields for _, fields in records if len(fields) > place and not fields[-1].endswith("\n"))
+        counts = Counter(_normalize_code(fields[place])[:40] for fields in whole)
     strange = {value: n for value, n in counts.items() if value not in _CODES and value}
     number, total = sum(strange.values()), sum(counts.values())
     is_beyond = any(value.isdecimal() for value in strange) and "0" not in counts and total > 1

@@ -3,7 +3,6 @@ shares of the votes as soft targets for training."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import re
@@ -84,7 +83,7 @@ def read_votes(path: str | Path) -> Votes:
                     counts.append(_parse_counts(path, line, row, columns, len(header)))
                     fields.append([text.strip() for text in row])
                     lines.append(line)
-    except (OSError, UnicodeError, csv.Error) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path.name}: not a csv ({error}); download the file again.") from error
     if not counts:
         raise DataError(f"{path.name}: found a header and no rows, expected one per image.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
@@ -265,7 +264,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
             rows = list(read_records(file))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
-    except (OSError, UnicodeError, csv.Error) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: not a csv ({error}).") from error
     heading = [cell.strip() for cell in rows[0][1]] if rows else []
     names = heading[1:]

@@ -283,12 +283,29 @@ def read_lines(stream: TextIO) -> Iterator[str]:
 
 
 def read_records(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the last line and the fields of each csv record; the header determines the delimiter."""
+    """Yield the number of the first line and the fields of each csv record; the header determines the delimiter.
+
+    Raises:
+        DataError: a quotation mark is not closed, so that a field holds following rows; or a field is too long.
+    """
     lines = read_lines(stream)
     first, header = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
-    reader = csv.reader(itertools.chain([header], lines), delimiter=find_delimiter(header))
-    for fields in reader:
-        yield first + reader.line_num, fields
+    delimiter = find_delimiter(header)
+    reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter)
+    name, start = Path(str(getattr(stream, "name", "the file"))).name, 1
+    try:
+        for fields in reader:
+            if any(delimiter in text and ("\n" in text or "\r" in text) for text in fields):
+                raise DataError(
+                    f"{name} line {first + start}: found a field that begins with a quotation mark and goes on to line "
+                    f"{first + reader.line_num}, expected one that is closed in its row. Close or delete the mark."
+                )
+            yield first + start, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{name} line {first + start}: not a csv ({error}). If the row has a quotation mark that is not closed, close or delete it."
+        ) from error
 
 
 def _unpack(stream: BinaryIO, path: Path) -> BinaryIO:

@@ -57,7 +57,6 @@ def test_what_is_written_otherwise_is_left_to_the_careful_way(text):
         "a,b\r1,2\r",
         "a,,b,\n,\n \n\n",
         'a,b\n1,2\n3,"4,5"\n6,7\n',
-        'a,b\n1,"2\n3"\n4,5\n"6\n\n",7\n8,9\n',
         'a,b\n1,2"3\n',
         "",
     ],
@@ -68,27 +67,44 @@ def test_records_and_their_lines_are_those_of_csv_reader(text):
     assert list(_iterate_records(io.StringIO(text, newline=""), "some.csv")) == expected
 
 
-def test_odd_spacing_is_read_and_a_bad_row_after_a_field_of_several_lines_is_named(tmp_path):
+def test_odd_spacing_is_read_and_a_bad_row_after_a_quoted_one_is_named(tmp_path):
     path = tmp_path / "some.csv"
-    rows = [
-        f"1, {PLAIN} ,Training",
-        f'2,"{PLAIN.replace(" ", chr(10), 1)}",Training',
-        f"3,{replace_first('256')},Training",
-    ]
+    rows = [f"1, {PLAIN} ,Training", f'2,"{PLAIN}",Training', f"3,{replace_first('256')},Training"]
     path.write_text("\n".join(["emotion,pixels,Usage", *rows]))
     rows = read_csv(path, skip_unreadable=True, usage=None)
     assert rows.codes.tolist() == [1, 2]
     assert np.array_equal(rows.pixels.reshape(2, -1), [PIXELS, PIXELS])
-    assert rows.skipped[0].startswith("line 5: expected pixel values that are whole numbers 0..255, found '256'")
-    with pytest.raises(DataError, match=r"some\.csv line 5: "):
+    assert rows.skipped[0].startswith("line 4: expected pixel values that are whole numbers 0..255, found '256'")
+    with pytest.raises(DataError, match=r"some\.csv line 4: "):
         read_csv(path, skip_unreadable=False, usage=None)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("row", [f'2,"{PLAIN},Training', f'"2,{PLAIN},Training', f'2,{PLAIN},"Training'])
+def test_a_quotation_mark_that_is_not_closed_costs_its_own_row_only(tmp_path, row, end):
+    path = tmp_path / "some.csv"
+    good = [f"{code},{PLAIN},{usage}" for code, usage in enumerate(["Training", "PublicTest", "PrivateTest"])]
+    path.write_text((end or "\n").join(["emotion,pixels,Usage", good[0], row, *good[1:], row]) + end, newline="")
+    with pytest.raises(DataError, match=r"some\.csv line 3: found a quotation mark that is not closed on its line"):
+        read_csv(path, skip_unreadable=False, usage=None)
+    rows = read_csv(path, skip_unreadable=True, usage=None)
+    assert rows.usages.tolist() == ["Training", "PublicTest", "PrivateTest"]
+    assert [text.split(":")[0] for text in rows.skipped] == ["line 3", "line 6"]
+    assert rows.rows.tolist() == [0, 2, 3]
+
+
+def test_a_quotation_mark_that_is_not_closed_in_the_header_is_named(tmp_path):
+    (tmp_path / "some.csv").write_text(f'emotion,"pixels,Usage\n1,{PLAIN},Training\n')
+    with pytest.raises(DataError, match=r"some\.csv line 1: found a quotation mark that is not closed"):
+        read_csv(tmp_path / "some.csv", skip_unreadable=True, usage=None)
 
 
 def test_an_endless_field_is_refused_with_its_line(tmp_path):
     path = tmp_path / "some.csv"
     path.write_text(f"emotion,pixels,Usage\n1,{PLAIN},Training\n2,{'1 ' * 100_000},Training\n")
-    with pytest.raises(DataError, match=r"some\.csv line 3: not a csv \(field larger than field limit"):
+    with pytest.raises(DataError, match=r"some\.csv line 3: not a csv \(field larger than field limit") as caught:
         read_csv(path, skip_unreadable=True, usage=None)
+    assert "skip_unreadable" not in str(caught.value)
 
 
 def _write_codes(path, codes, delimiter=",", encoding="utf-8"):

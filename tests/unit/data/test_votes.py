@@ -160,6 +160,7 @@ def test_rows_of_two_files_are_refused(tmp_path):
         ("neutral,fear\n1,2\n1,x\n", "line 3: found 'x' as a number of votes"),
         ("neutral,fear\n-1,2\n", "line 2: found '-1'"),
         ("Usage,neutral,fear\nTraining,1\n", "line 2: found 2 fields, expected 3"),
+        ('id,neutral,fear\n"a,1,2\nb,1,2\n"c",1,2\n', "line 2: found a field .* goes on to line 4"),
         ("id,neutral,fear\na.png,1,2\na.png,2,1\n", "the id 'a.png' occurs more than once"),
     ],
 )
@@ -176,7 +177,7 @@ def test_votes_are_read_with_semicolons_in_utf_16(tmp_path):
 @pytest.mark.parametrize("contents", [b"neutral,fear\n1,\xf4\n", b"neutral,fear\n" + b"1" * 200_000])
 def test_what_is_no_csv_is_refused(tmp_path, contents):
     (tmp_path / "votes.csv").write_bytes(contents)
-    with pytest.raises(DataError, match=r"votes\.csv: not a csv"):
+    with pytest.raises(DataError, match=r"votes\.csv( line 2)?: not a csv"):
         read_votes(tmp_path / "votes.csv")
 
 

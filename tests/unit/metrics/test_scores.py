@@ -228,6 +228,11 @@ def test_a_csv_is_read_by_column(tmp_path):
         ("id,age\ni0,1,2\n", "line 2: found 3 cells, expected 2"),
         ("id,age\ni0,1\ni1,2\ni0,1\n", "line 4: the id 'i0' stands in line 2 already"),
         ('id,age\n"i\n0",1\ni1,2\ni1,1\n', "line 5: the id 'i1' stands in line 4 already"),
+        (
+            'id,age\ni0,1\n"i1,2\ni2,3\n"i3",4\n',
+            r"a\.csv line 3: found a field that begins with a quotation mark and goes on to line 5",
+        ),
+        ('id,age\ni0,"1\n' + "i1,2\n" * 50_000, r"a\.csv line 2: not a csv .*a quotation mark that is not closed"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_told_with_its_line(tmp_path, text, message):
