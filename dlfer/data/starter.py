@@ -47,6 +47,7 @@ class FolderSummary:
         source: data.source of the experiment; fer2013 if a csv or the file names contain FER2013's official split.
         remarks: sentences on what was left out and how names were interpreted.
         folders: the roles of folders given by the user.
+        label_of: the label of each class; empty: the classes are the labels.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class FolderSummary:
     source: str = "folder"
     remarks: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
+    label_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -65,8 +67,11 @@ class FolderSummary:
 
     @property
     def imbalance(self) -> float:
-        """Ratio of the sizes of the largest and the smallest class of `train`."""
-        return max(self.counts["train"].values()) / max(1, min(self.counts["train"].values()))
+        """Ratio of the numbers of images of the largest and the smallest label of `train`."""
+        sizes = Counter()
+        for name, count in self.counts["train"].items():
+            sizes[self.label_of.get(name, name)] += count
+        return max(sizes.values()) / max(1, min(sizes.values()))
 
 
 def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> FolderSummary:
@@ -116,6 +121,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Fol
             *describe_unknown(mapping, Counter(file.class_name for file in files)),
         ),
         folders=folders or {},
+        label_of=mapping,
     )
 
 

@@ -54,6 +54,12 @@ def test_plain_class_folders_are_split(draw, tmp_path):
     assert len(bundle.test) == 8
 
 
+def test_the_imbalance_is_that_of_the_labels_and_not_of_the_folders(draw, tmp_path):
+    text, config, _ = write(draw({"happy": 12, "Happy": 1, "sad": 12}), tmp_path)
+    assert (config.finetune.balance, config.finetune.monitor) == ("none", "accuracy")
+    assert "has 1.1 times the images" in text
+
+
 def test_train_and_test_without_validation_select_on_a_tenth(draw, tmp_path):
     folder = draw({"train/a": 20, "train/b": 20, "test/a": 5, "test/b": 5})
     _, config, bundle = write(folder, tmp_path)
