@@ -85,26 +85,30 @@ def check_data(path: Path) -> str:
     """Return a summary of data: its kind and contents, what is left out, and the command to run next.
 
     Raises:
-        DataError: it is not data, or has images or rows that cannot be read.
+        DataError: it is not data, has images or rows that cannot be read, or `dlfer run` would refuse its classes.
     """
     from dlfer.data.given import open_data
     from dlfer.experiment.audit import check_inspected, load_inspected
 
     with open_data(path) as given:
         data = load_inspected(given)
-        found, next_step = check_inspected(data), _name_next_step(given, [split.name for split in data.splits])
+        trains = _has_training(given, [split.name for split in data.splits])
+        found, next_step = check_inspected(data, trains=trains), _name_next_step(given, trains)
     reading = data.reading.as_record()
     lines = [*(reading.describe() if reading and reading.left_out else ()), *data.notes]
     return ("\n" if lines else " ").join([f"{given.describe()}; {found}.", *lines, next_step])
 
 
-def _name_next_step(given: GivenData, splits: list[str]) -> str:
+def _has_training(given: GivenData, splits: list[str]) -> bool:
+    """Return whether data can be trained on: all but a csv without training rows."""
+    return given.csv is None or "Training" in splits or given.csv.name.casefold().startswith("train.csv")
+
+
+def _name_next_step(given: GivenData, trains: bool) -> str:
     """Return the next command: unzip for a zip of pictures, evaluate for a csv without training rows, else init."""
     from dlfer.data.starter import name_unzip
 
     path = shlex.quote(str(given.path))
     if given.kind == "folder" and given.path.is_file():
         return f"Next: {', then: '.join(name_unzip(given.path))}"
-    if given.csv is not None and "Training" not in splits and not given.csv.name.casefold().startswith("train.csv"):
-        return f"Next: dlfer evaluate MODEL --data {path}"
-    return f"Next: dlfer init {path}"
+    return f"Next: dlfer init {path}" if trains else f"Next: dlfer evaluate MODEL --data {path}"

@@ -219,6 +219,24 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
     return tuple(notes)
 
 
+def find_refusal(bundle: DataBundle) -> str | None:
+    """Return why a run on these splits would be refused by `check_classes`, None if it would not; duplicates are not looked for.
+
+    Args:
+        bundle: a source's own splits in memory, with train; from their images only the number is used. Splits that are not
+            there are drawn as by the experiment that dlfer init writes.
+    """
+    # A class gives an image to each split that is drawn if it has one more for train.
+    needed = 1 if bundle.validation is not None else 2 if bundle.test is not None else 3
+    if np.bincount(bundle.train.targets, minlength=1).max() < needed:
+        bundle = dataclasses.replace(bundle, validation=bundle.train.take(np.arange(0)))
+    try:
+        check_classes(bundle)
+    except DataError as error:
+        return str(error).removeprefix("data: ")
+    return None
+
+
 def check_shapes(bundle: DataBundle, path: Path | str) -> None:
     """Raise DataError if splits differ in their images' size or channels; the message names the data by `path`."""
     held = {key: split.images.shape[1:] for key, split in bundle.splits.items() if isinstance(split, Split)}

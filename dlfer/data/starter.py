@@ -12,17 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dlfer.config.load import VARIABLE, parse_recorded_experiment
 from dlfer.config.names import expand_home
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
+from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
-from dlfer.data.folder import UNREADABLE, scan_folder, try_each
+from dlfer.data.folder import SPLITS, UNREADABLE, scan_folder, try_each
 from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header, read_image
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.sources import check_shapes, load_source_splits
+from dlfer.data.sources import check_shapes, find_refusal, load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, escape_text
@@ -105,6 +108,10 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Fol
     counts = {split: dict.fromkeys((file.class_name for file in own), 0) for split, own in splits.items()}
     for split, own in splits.items():
         counts[split] |= Counter(file.class_name for file in own if file.id not in lost)
+    targets = {
+        split: np.array([labels.index(mapping[file.class_name]) for file in own if file.id not in lost], np.int64)
+        for split, own in splits.items()
+    }
     sides = sorted(min(size) for size in sizes)
     return FolderSummary(
         folder,
@@ -119,6 +126,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Fol
             *tally.notes,
             *describe_merged(mapping, LabelsConfig()),
             *describe_unknown(mapping, Counter(file.class_name for file in files)),
+            *_describe_refusal(_make_bundle(labels, targets)),
         ),
         folders=folders or {},
         label_of=mapping,
@@ -151,8 +159,23 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> FolderS
         side=min(bundle.train.images.shape[1:3]),
         is_uniform=True,
         source=given.config.source,
-        remarks=(*(reading.describe() if reading else ()), *bundle.notes, *given.notes),
+        remarks=(*(reading.describe() if reading else ()), *bundle.notes, *given.notes, *_describe_refusal(bundle)),
     )
+
+
+def _make_bundle(labels: tuple[str, ...], targets: Mapping[str, np.ndarray]) -> DataBundle:
+    """Return splits with these targets (split -> int64 [N]) and images of one pixel."""
+    splits = dict.fromkeys(SPLITS) | {
+        split: Split(split, np.zeros((len(own), 1, 1, 1), np.uint8), own, np.arange(len(own)).astype(str))
+        for split, own in targets.items()
+        if len(own) or split == "train"
+    }
+    return DataBundle("folder", labels, **splits)
+
+
+def _describe_refusal(bundle: DataBundle) -> tuple[str, ...]:
+    problem = find_refusal(bundle)
+    return () if problem is None else (f"dlfer run will refuse these images: {problem}",)
 
 
 def _describe_no_train(path: Path, splits: Iterable[str]) -> str:

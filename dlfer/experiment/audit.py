@@ -13,11 +13,11 @@ import numpy as np
 from dlfer.config.load import resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.audit import audit_splits, list_places, number_groups
-from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
+from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, make_split
 from dlfer.data.fer2013 import load_fer2013_splits
 from dlfer.data.fer2013_csv import describe_unread_columns
-from dlfer.data.given import GivenData, open_data
-from dlfer.data.sources import check_shapes, load_source_splits
+from dlfer.data.given import OFFICIAL, GivenData, open_data
+from dlfer.data.sources import check_shapes, find_refusal, load_source_splits
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import DataError, DlferError, UserError
@@ -28,6 +28,8 @@ from dlfer.runs.text import count_noun, to_cell
 
 _IMAGE_SIZE = 256
 """Image size in pixels to which a folder's images of different sizes are reduced, unless an experiment sets another."""
+_ROLES = {**{name: split for split, name in OFFICIAL.items()}, "all": "train"}
+"""The name of a split in a csv -> train, validation or test."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +192,14 @@ def load_inspected(given: GivenData) -> Inspected:
     )
 
 
-def check_inspected(data: Inspected) -> str:
+def check_inspected(data: Inspected, *, trains: bool = True) -> str:
     """Return a one-line summary of the data, after checking that a training could use all of it.
 
+    Args:
+        trains: whether the data can be trained on; otherwise train may lack classes.
+
     Raises:
-        DataError: an image or a row cannot be read, or there are fewer than two labels.
+        DataError: an image or a row cannot be read, there are fewer than two labels, or train lacks a class or images.
     """
     unreadable, seen = data.reading.unreadable, data.reading.seen
     if unreadable:
@@ -209,6 +214,12 @@ def check_inspected(data: Inspected) -> str:
             f"{data.name}: found one label only ({only}), expected two or more. Add images of another class{where}."
         )
     splits = ", ".join(f"{split.name} {count_noun(len(split), 'image')}" for split in data.splits)
+    by_role = {_ROLES.get(split.name, split.name): split for split in data.held}
+    if trains and "train" in by_role:
+        found = (by_role.get(key) for key in ("train", "validation", "test"))
+        problem = find_refusal(DataBundle("", data.labels, *found, reading=data.reading))
+        if problem is not None:
+            raise DataError(f"{data.name}: dlfer run will refuse this data: {problem}")
     if not data.held:
         return f"{splits}, streamed"
     return f"{splits}; {', '.join(f'{name} {n:,}' for name, n in zip(data.labels, counts.tolist(), strict=True))}"

@@ -514,10 +514,11 @@ def test_show_runs_sorts_filters_and_shortens(call, work):
 def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
     for label in ("happy", "sad"):
         (work / "faces" / label).mkdir(parents=True)
-        (work / "faces" / label / "1.pgm").write_bytes(b"P5 8 8 255\n" + bytes(64))
+        for name in "145":
+            (work / "faces" / label / f"{name}.pgm").write_bytes(b"P5 8 8 255\n" + bytes(64))
     code, _, err = call("check", "a.yaml", "faces")
     assert code == 0
-    assert "ok  faces: a folder of images; train 2 images; Happy 1, Sad 1. Next: dlfer init faces" in err
+    assert "ok  faces: a folder of images; train 6 images; Happy 3, Sad 3. Next: dlfer init faces" in err
     shutil.copytree("faces", "da ta'; x")
     _, _, err = call("check", "da ta'; x")
     assert shlex.split(err.partition("Next: ")[2]) == ["dlfer", "init", "da ta'; x"]
@@ -527,16 +528,16 @@ def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
     (work / "faces" / "sad" / "2.pgm").write_bytes(b"P5 8 8 255\n")
     code, _, err = call("check", "faces")
     assert code == 2
-    assert "1 of 3 files cannot be read; the first: " in err
+    assert "1 of 7 files cannot be read; the first: " in err
     assert err.count("eplace or delete") == 1
-    assert "3 files seen, 2 used, 1 left out." in call("init", "faces")[2]
+    assert "7 files seen, 6 used, 1 left out." in call("init", "faces")[2]
     code, _, err = call("check", "faces.yaml")
     assert (code, "its images were not read, dlfer check faces reads them" in err) == (0, True)
     (work / "faces" / "sad" / "2.pgm").unlink()
     (work / "faces" / "sad" / "3.pgm").symlink_to("nothing")
     shutil.make_archive("z", "zip", "da ta'; x")
     _, _, err = call("check", "faces", "z.zip")
-    assert "3 files seen, 2 used, 1 left out." in err
+    assert "7 files seen, 6 used, 1 left out." in err
     assert "Left out, broken links: 1 (sad/3.pgm)." in err
     assert "Next: unzip z.zip -d z, then: dlfer init z" in err
     shutil.rmtree(work / "faces" / "sad")

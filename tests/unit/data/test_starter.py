@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from dlfer.cli import main
+from dlfer.cli.check import check_data
 from dlfer.cli.init import init
 from dlfer.config.load import load_experiment
-from dlfer.data.sources import load_data
+from dlfer.config.sections import DataConfig
+from dlfer.data.sources import load_data, load_source_splits
 from dlfer.data.starter import make_name, survey_folder, write_starter
 from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 
@@ -58,6 +60,65 @@ def test_the_imbalance_is_that_of_the_labels_and_not_of_the_folders(draw, tmp_pa
     text, config, _ = write(draw({"happy": 12, "Happy": 1, "sad": 12}), tmp_path)
     assert (config.finetune.balance, config.finetune.monitor) == ("none", "accuracy")
     assert "has 1.1 times the images" in text
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        (
+            {"train/happy": 4, "train/sad": 4, "val/happy": 2, "val/fear": 2},
+            "train has no image of Fear; a class needs",
+        ),
+        ({"happy": 1, "sad": 1}, "validation has no images, expected at least one"),
+        ({"happy": 2, "sad": 2}, "validation has no images, expected at least one"),
+        ({"train/happy": 1, "train/sad": 1, "test/sad": 2}, "validation has no images, expected at least one"),
+        ({"happy": 3, "sad": 1}, None),
+        ({"train/happy": 1, "train/sad": 2, "test/sad": 2}, None),
+        ({"train/happy": 1, "train/sad": 1, "val/sad": 2}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
+def test_what_a_run_refuses_is_said_by_init_and_by_check(draw, tmp_path, folders, problem, kind):
+    data = draw(folders)
+    if kind == "arrays":
+        bundle = load_source_splits(DataConfig(source="folder", path=str(data)), image_size=48)
+        arrays = {
+            f"{key}_{name}": getattr(split, name)
+            for key, split in bundle.splits.items()
+            for name in ("images", "targets")
+        }
+        data = tmp_path / "faces.npz"
+        np.savez(data, labels=np.array(bundle.labels), **arrays)
+    said = []
+    path = write_starter(data, tmp_path / "starter.yaml", say=said.append)
+    stage = load_experiment(path).finetune
+    if problem is None:
+        load_data(stage.data, image_size=48, balance=stage.balance)
+        check_data(data)
+        assert not any("refuse" in line for line in said)
+        return
+    with pytest.raises(DataError, match=f"data: {problem}"):
+        load_data(stage.data, image_size=48, balance=stage.balance)
+    assert f"will refuse these images: {problem}" in said[-1]
+    with pytest.raises(DataError, match=f"will refuse this data: {problem}"):
+        check_data(data)
+
+
+def test_a_train_split_of_which_no_image_can_be_read_is_said(draw, tmp_path):
+    folder = draw({"train/happy": 1, "train/sad": 1, "test/happy": 1, "test/sad": 1})
+    for file in (folder / "train").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    assert survey_folder(folder).remarks[-1].startswith("dlfer run will refuse these images: train has no images")
+
+
+def test_a_class_without_rows_is_said_by_init_and_by_check_of_a_csv(tmp_path):
+    rows = [f"{n % 6},{' '.join([str(n)] * 2304)},{'Training' if n < 12 else 'PublicTest'}" for n in range(18)]
+    (tmp_path / "faces.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    said = []
+    write_starter(tmp_path / "faces.csv", tmp_path / "starter.yaml", say=said.append)
+    assert "dlfer run will refuse these images: train has no image of Neutral" in said[-1]
+    with pytest.raises(DataError, match=r"faces\.csv: dlfer run will refuse this data: train has no image of Neutral"):
+        check_data(tmp_path / "faces.csv")
 
 
 def test_train_and_test_without_validation_select_on_a_tenth(draw, tmp_path):
