@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import describe_start, parse_json, replace_when_done
+from dlfer.runs.text import describe_damage
 
 if TYPE_CHECKING:
     import h5py
@@ -333,7 +334,7 @@ def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
                 shutil.copyfileobj(source, target)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ModelError(
-            f"{path}: cannot be read as Keras' .keras file ({type(error).__name__}: {shorten(error, path)})."
+            f"{path}: cannot be read as Keras' .keras file ({type(error).__name__}: {shorten(error, path)}). {describe_damage(path)}"
         ) from error
 
 
@@ -389,7 +390,7 @@ def check_keras_file(path: Path) -> None:
         raise ModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
-            f"{path}: cannot be read as a model of Keras ({type(error).__name__}: {shorten(error, path)})."
+            f"{path}: cannot be read as a model of Keras ({type(error).__name__}: {shorten(error, path)}). {describe_damage(path)}"
         ) from error
 
 

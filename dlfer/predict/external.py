@@ -25,6 +25,7 @@ from dlfer.errors import ModelError, UserError, shorten
 from dlfer.metrics.confidence import check_finite
 from dlfer.predict.runtimes import check_onnx, import_extra
 from dlfer.quiet import keep_back_stderr
+from dlfer.runs.text import describe_damage
 
 SUFFIXES = (".onnx", ".tflite", ".h5", ".hdf5", ".keras")
 OUTPUTS = ("softmax", "logits", "sigmoid")
@@ -256,7 +257,7 @@ def open_external(path: Path | str, given: InputDescription, num_labels: int) ->
         raise
     except Exception as error:  # runtimes raise almost any exception for an invalid file
         raise ModelError(
-            f"{path}: the runtime cannot open it ({type(error).__name__}: {shorten(error, path)})."
+            f"{path}: the runtime cannot open it ({type(error).__name__}: {shorten(error, path)}). {describe_damage(path)}"
         ) from error
     prepared = given.prepare(np.zeros((2, given.height, given.width, given.channels), np.uint8))
     opened.run(prepared[[0] * (opened.batch or 1)])

@@ -391,6 +391,8 @@ def _iterate_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
         nonlocal position
         number = shift = 0
         while shift < 70:
+            if position >= len(message):
+                raise ValueError("a number is cut short")
             byte = message[position]
             position += 1
             number |= (byte & 127) << shift
@@ -404,6 +406,8 @@ def _iterate_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
         if key & 7 == 0:
             yield key >> 3, read_number()
             continue
+        if key & 7 not in (1, 2, 5):
+            raise ValueError(f"a field of the unknown type {key & 7}")
         size = read_number() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
         yield key >> 3, message[position : position + size]
         position += size

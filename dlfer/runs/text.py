@@ -337,6 +337,24 @@ def _check_kind(path: Path, start: bytes) -> None:
             raise DataError(f"{path.name}: found {kind}, expected a csv.")
 
 
+_OWN_KINDS = {".keras": "a zip archive", ".h5": "an HDF5 file", ".hdf5": "an HDF5 file"}
+
+
+def describe_damage(path: Path) -> str:
+    """Return a sentence on what a model's file that cannot be opened is, by its first bytes, and what to do."""
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    if not start:
+        return "The file is empty: get it again."
+    kinds = {"a zip archive": re.compile(rb"PK\x03\x04"), "a gzip archive": re.compile(rb"\x1f\x8b"), **_OTHER_KINDS}
+    found = next((kind for kind, pattern in kinds.items() if pattern.match(start)), None)
+    if found in (None, _OWN_KINDS.get(path.suffix)):
+        return f"The file is damaged, cut short or not of the format {path.suffix}: get it again, or export the model again."
+    if found == "a zip archive":
+        return "The file is a zip archive: unpack it and give the model in it, or name it .keras if Keras saved it."
+    return f"The file is {found}, expected the format {path.suffix}: get the model again in this format."
+
+
 def _find_encoding(start: bytes) -> str:
     if start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"

@@ -164,13 +164,36 @@ def test_a_file_that_takes_something_else_is_refused(tmp_path, given, text, num_
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".h5", ".hdf5", ".keras"])
-@pytest.mark.parametrize("contents", [None, b"", b"not a model"])
-def test_a_file_that_is_no_model_is_refused(tmp_path, suffix, contents):
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (None, "there is no such file"),
+        (b"", "The file is empty: get it again"),
+        (b"not a model", "The file is damaged, cut short or not of the format .*: get it again"),
+        (b"<!DOCTYPE html>", "The file is a web page, perhaps of a login, expected the format .*: get the model again"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"PK\3\4zzzz", r"The file is a zip archive: unpack it|The file is damaged.* of the format \.keras"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path, suffix, contents, message):
     path = tmp_path / f"m{suffix}"
     if contents is not None:
         path.write_bytes(contents)
-    with pytest.raises(ModelError, match=f"m{suffix}: "):
+    with pytest.raises(ModelError, match=f"m{suffix}: .*{message}") as caught:
         open_external(path, parse_input("6x6 gray /255"), 3)
+    assert "KeyError" not in str(caught.value)
+
+
+def test_a_model_that_is_cut_short_is_refused_with_what_to_do(tmp_path):
+    write_onnx(tmp_path / "m.onnx", ["N", 6, 6, 1])
+    build_keras().save(tmp_path / "m.keras")
+    build_keras().save(tmp_path / "m.h5")
+    for name in ("m.onnx", "m.keras", "m.h5"):
+        whole = (tmp_path / name).read_bytes()
+        for size in (2, len(whole) // 2, len(whole) - 20):
+            (tmp_path / name).write_bytes(whole[:size])
+            with pytest.raises(ModelError, match="The file is damaged, cut short or not of the format"):
+                open_external(tmp_path / name, parse_input("6x6 gray /255"), 3)
 
 
 def build_keras(**options) -> keras.Model:
