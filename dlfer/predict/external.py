@@ -36,6 +36,7 @@ TOLERANCE = 1e-2
 ROUNDING = 1 / 512
 """Maximum error of a softmax output in float16 or 8 bits, whose steps are 1/256: rows sum to one only approximately,
 and are divided by their sum."""
+_SUM_TOLERANCE = 1e-3
 NUM_TIMED = 30
 _FORM = (
     'expected e.g. "48x48 gray /255": height x width; gray, rgb or bgr; a scaling of the pixels 0..255 (/255, -1..1, 0..1, or '
@@ -219,6 +220,11 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
     """
     values = np.asarray(outputs, np.float64)
     if kind == "logits":
+        if _are_probabilities(values):
+            raise ModelError(
+                f"{where}: its outputs are in 0..1 and sum to 1 for each image, so they are probabilities already, expected logits; "
+                "use --output softmax."
+            )
         values = np.exp(values - values.max(axis=1, keepdims=True))
     else:
         sums, low, high = values.sum(axis=1), values.min(), values.max()
@@ -233,6 +239,13 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
             )
         values = values.clip(1e-12)
     return (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    """Return whether outputs [N, C] are in 0..1 and each row sums to 1, which logits of several classes do not."""
+    if values.shape[1] < 2 or values.min() < 0 or values.max() > 1:
+        return False
+    return bool(np.abs(values.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
 
 
 def open_external(path: Path | str, given: InputDescription, num_labels: int) -> ExternalModel:

@@ -281,6 +281,16 @@ def test_outputs_become_probabilities_only_as_they_are_said_to_be():
         to_probabilities(each, "softmax", "m")
 
 
+def test_probabilities_that_are_said_to_be_logits_are_refused():
+    ready = softmax(RNG.normal(size=(50, 3)))
+    with pytest.raises(ModelError, match=r"m: .* probabilities already, expected logits; use --output softmax"):
+        to_probabilities(ready, "logits", "m")
+    # One row of another sum is enough to be logits, and a single output is no distribution.
+    one_off = np.concatenate([ready, [[0.2, 0.3, 0.6]]])
+    for logits in (one_off, ready - 0.5, np.ones((3, 1))):
+        assert np.allclose(to_probabilities(logits, "logits", "m"), softmax(logits))
+
+
 def test_outputs_that_are_not_finite_are_refused(tmp_path):
     network = build_keras()
     network.layers[-1].bias.assign([np.nan, 0, 0])
