@@ -135,7 +135,7 @@ def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
         ids: str [N], the ids of the images.
 
     Raises:
-        DataError: the csv has no column subject, or an image has no subject.
+        DataError: the csv has no column subject or several, or an image has no subject.
     """
     if config.pattern is not None:
         where = f"data.subjects.pattern: {config.pattern!r}"
@@ -143,10 +143,11 @@ def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
         found = {name: match[1] for name, match in matches.items() if match is not None and match[1]}
     else:
         path = resolve_path(config.file)
-        where, attributes = str(path), read_attributes(path)
-        if "subject" not in attributes:
+        where, attributes = str(path), read_attributes(path, expected="id,subject with a row for each image")
+        named = [values for name, values in attributes.items() if name.casefold() == "subject"]
+        if len(named) != 1:
             raise DataError(f"{path} line 1: found the columns id, {', '.join(attributes)}; expected id and subject.")
-        found = attributes["subject"]
+        found = named[0]
     without = [name for name in ids.tolist() if name not in found]
     if without:
         raise DataError(

@@ -251,9 +251,14 @@ MIN_GROUP_SIZE = 20
 Attributes = Mapping[str, Mapping[str, str]]
 """Attribute -> image id -> value; images without a value are absent."""
 
+_ATTRIBUTE_COLUMNS = "id and then one or more attributes with different names, e.g. id,age,gender"
 
-def read_attributes(path: Path) -> dict[str, dict[str, str]]:
+
+def read_attributes(path: Path, *, expected: str = _ATTRIBUTE_COLUMNS) -> dict[str, dict[str, str]]:
     """Read a csv with a column id and one column per attribute, e.g. id,age,gender; empty cells are missing values.
+
+    Args:
+        expected: a description of the columns for error messages.
 
     Raises:
         DataError: the file is absent or not a csv, has a wrong header or a row of another length, or repeats an id.
@@ -263,16 +268,13 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
         with open_text(path) as file:
             rows = list(read_records(file))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
+        raise DataError(f"{path}: no such file; expected a csv with the columns {expected}.") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: not a csv ({error}).") from error
     heading = [cell.strip() for cell in rows[0][1]] if rows else []
     names = heading[1:]
-    if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:
-        raise DataError(
-            f"{path} line 1: found the columns {','.join(heading)[:200]!r}, expected id and then one or more attributes "
-            "with different names, e.g. id,age,gender."
-        )
+    if not names or heading[0].casefold() != "id" or len(set(heading)) < len(heading) or "" in names:
+        raise DataError(f"{path} line 1: found the columns {','.join(heading)[:200]!r}, expected {expected}.")
     attributes: dict[str, dict[str, str]] = {name: {} for name in names}
     lines: dict[str, int] = {}
     for line, row in rows[1:]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.config.sections import DataConfig
+from dlfer.config.sections import DataConfig, SubjectsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import find_duplicates
-from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset, drop_duplicates
+from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset, drop_duplicates, find_subjects
 from dlfer.errors import DataError, ProtocolError
 
 CLASSES = 4
@@ -410,6 +410,30 @@ def test_an_image_without_a_subject_is_refused(tmp_path):
     (tmp_path / "subjects.csv").write_text("id,person\nc0/S000_0.png,S000\n")
     with pytest.raises(DataError, match=r"found the columns id, person; expected id and subject"):
         _apply(bundle, protocol="resplit", subjects={"file": str(tmp_path / "subjects.csv")})
+
+
+@pytest.mark.parametrize("header", ["id,subject", "ID,Subject", " Id , SUBJECT "])
+def test_columns_of_a_csv_of_subjects_are_found_in_any_case(tmp_path, header):
+    (tmp_path / "subjects.csv").write_text(f"{header}\na.png,S1\nb.png,S2\n")
+    config = SubjectsConfig(file=str(tmp_path / "subjects.csv"))
+    assert find_subjects(config, np.array(["b.png", "a.png"])).tolist() == ["S2", "S1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"no such file; expected a csv with the columns id,subject"),
+        ("", r"line 1: found the columns '', expected id,subject"),
+        ("name,subject\na.png,S1\n", r"line 1: found the columns 'name,subject', expected id,subject"),
+        ("id,subject,Subject\na.png,S1,S2\n", r"found the columns id, subject, Subject; expected id and subject"),
+    ],
+)
+def test_a_wrong_csv_of_subjects_is_told_its_columns(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "subjects.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        find_subjects(SubjectsConfig(file=str(tmp_path / "subjects.csv")), np.array(["a.png"]))
+    assert "gender" not in str(caught.value)
 
 
 def test_subjects_in_two_official_parts_are_counted_in_a_note():

@@ -214,7 +214,7 @@ def write(path, text: str):
 
 
 def test_a_csv_is_read_by_column(tmp_path):
-    file = write(tmp_path / "a.csv", "\ufeffid, age ,gender\ni0,young,f\n\ni1,old,\n")
+    file = write(tmp_path / "a.csv", "\ufeffID, age ,gender\ni0,young,f\n\ni1,old,\n")
     assert read_attributes(file) == {"age": {"i0": "young", "i1": "old"}, "gender": {"i0": "f"}}
 
 
