@@ -258,6 +258,7 @@ def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
     selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose="validation", groups=groups[rest])
+    _check_subjects({"test": judged, "validation": selected}, bundle.splits.values(), config.subjects)
     return dataclasses.replace(
         bundle,
         train=pool.take(rest[~selected], "train"),
@@ -277,11 +278,12 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
     pool = _join(bundle.splits.values())
     groups = _group(bundle.splits.values(), config.subjects)
     folds = assign_folds(pool, config.folds, seed=config.seed, groups=groups)
-    _check_folds(pool, folds, groups, config, labels=bundle.labels)
+    _check_folds(pool, folds, groups, config, splits=bundle.splits.values(), labels=bundle.labels)
     judged = folds == config.fold
     rest, fraction = np.flatnonzero(~judged), config.select_on or VALIDATION_FRACTION
     purpose = f"validation of fold {config.fold}"
     selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose=purpose, groups=groups[rest])
+    _check_subjects({"validation": selected}, bundle.splits.values(), config.subjects)
     sizes = np.bincount(folds, minlength=config.folds)
     note = (
         f"Fold {config.fold} of 0 to {config.folds - 1} is the test set: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
@@ -301,14 +303,23 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _check_folds(
-    pool: Split, folds: np.ndarray, groups: np.ndarray, config: DataConfig, *, labels: tuple[str, ...]
+    pool: Split,
+    folds: np.ndarray,
+    groups: np.ndarray,
+    config: DataConfig,
+    *,
+    splits: Collection[Split],
+    labels: tuple[str, ...],
 ) -> None:
     """Raise DataError if a fold would be empty, or if all images of a class would be in one fold."""
-    what = "groups of duplicates and subjects" if config.subjects else "groups of duplicates"
+    what, more = "groups of duplicates", ""
+    if config.subjects is not None:
+        what += f" and subjects ({_count_subjects(config.subjects, splits)})"
+        more = " Correct data.subjects if the images show more subjects."
     num_groups = len(np.unique(groups))
     if len(np.unique(folds)) < config.folds:
         raise DataError(
-            f"data.folds: found {num_groups:,} {what} for {config.folds} folds, expected at least one for each. Set fewer folds."
+            f"data.folds: found {num_groups:,} {what} for {config.folds} folds, expected at least one for each. Set fewer folds.{more}"
         )
     if config.num_images.train is not None:
         return  # the data is limited on purpose; a note says which classes are missing
@@ -316,7 +327,23 @@ def _check_folds(
     if lone:
         raise DataError(
             f"data.folds: all images of {', '.join(lone)} are in one of the {what}, and so in one fold: the model that is judged on "
-            f"it could not learn the class. Add images, or set data.labels.drop: [{', '.join(lone)}]."
+            f"it could not learn the class. Add images, or set data.labels.drop: [{', '.join(lone)}].{more}"
+        )
+
+
+def _count_subjects(subjects: SubjectsConfig, splits: Collection[Split]) -> str:
+    ids = np.concatenate([split.ids for split in splits])
+    return count_noun(len(np.unique(find_subjects(subjects, ids))), "subject")
+
+
+def _check_subjects(drawn: dict[str, np.ndarray], splits: Collection[Split], subjects: SubjectsConfig | None) -> None:
+    """Raise DataError if a split (name -> bool [N], the rows that were drawn) has no image, since subjects stay together."""
+    empty = [name for name, rows in drawn.items() if not rows.any()]
+    if subjects is not None and empty:
+        raise DataError(
+            f"data.subjects: found {_count_subjects(subjects, splits)}, and {' and '.join(empty)} got no image, because a subject "
+            "stays in one split; expected at least three, each with images of all classes. Correct data.subjects if the images show "
+            "more subjects, or add images of others."
         )
 
 
@@ -388,6 +415,7 @@ def _hold_out(train: Split, fraction: float, config: DataConfig) -> tuple[Split,
     """Divide train by a stratified draw of about `fraction` in whole groups: return the rest and the drawn images."""
     groups = _group([train], config.subjects)
     held = draw_held_out(train, fraction, seed=config.seed, purpose="validation", groups=groups)
+    _check_subjects({"validation": held}, [train], config.subjects)
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -410,6 +412,36 @@ def test_an_image_without_a_subject_is_refused(tmp_path):
     (tmp_path / "subjects.csv").write_text("id,person\nc0/S000_0.png,S000\n")
     with pytest.raises(DataError, match=r"found the columns id, person; expected id and subject"):
         _apply(bundle, protocol="resplit", subjects={"file": str(tmp_path / "subjects.csv")})
+
+
+@pytest.mark.parametrize(
+    ("count", "keys", "message"),
+    [
+        (1, {}, r"found 1 subject, and test and validation got no image"),
+        (1, {"protocol": "resplit"}, r"found 1 subject, and test and validation got no image"),
+        (2, {"protocol": "resplit"}, r"found 2 subjects, and validation got no image"),
+        (1, {"protocol": "paper", "split": "official_80_20"}, r"found 1 subject, and validation got no image"),
+        (3, {"protocol": "cross_validation", "folds": 5, "fold": 0}, r"subjects \(3 subjects\) for 5 folds"),
+        (2, {"protocol": "cross_validation", "folds": 2, "fold": 0}, r"found 2 subjects, and validation got no image"),
+        (
+            1,
+            {"protocol": "cross_validation", "folds": 2, "fold": 0},
+            r"subjects \(1 subject\) for 2 folds.*Correct data\.subjects",
+        ),
+    ],
+)
+def test_too_few_subjects_are_counted(count, keys, message):
+    bundle = _with_subjects(24, 1)
+    ids = np.array([f"c{row % 4}/S{row // 4 % count}_{row}.png" for row in range(24)])
+    train = dataclasses.replace(bundle.train, ids=ids)
+    bundle = dataclasses.replace(bundle, train=train)
+    if keys.get("protocol") == "paper":
+        bundle = dataclasses.replace(
+            bundle, train=train.take(np.arange(16)), test=train.take(np.arange(16, 24), "test")
+        )
+    with pytest.raises(DataError, match=message) as caught:
+        _apply(bundle, **keys, subjects={"pattern": "/(S[0-9]+)_"})
+    assert "different images" not in str(caught.value)
 
 
 @pytest.mark.parametrize("header", ["id,subject", "ID,Subject", " Id , SUBJECT "])
