@@ -60,8 +60,8 @@ class Comparison(NamedTuple):
         centre: the midpoint of the interval, the difference multiplied by n / (n + 2).
         error: the standard error.
         df: Satterthwaite's degrees of freedom.
-        seed_variance: of the accuracies over seeds, summed over both recipes.
-        residual_variance: summed over both recipes.
+        seed_variances: of the accuracies over seeds, of each recipe.
+        residual_variances: of each recipe.
         image_variance: of the image effects of the difference.
         num_seeds, num_images: S, the smaller one of both recipes, and n.
     """
@@ -70,8 +70,8 @@ class Comparison(NamedTuple):
     centre: float
     error: float
     df: float
-    seed_variance: float
-    residual_variance: float
+    seed_variances: tuple[float, float]
+    residual_variances: tuple[float, float]
     image_variance: float
     num_seeds: int
     num_images: int
@@ -140,8 +140,8 @@ def compare_recipes(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
         centre=centre,
         error=error,
         df=df,
-        seed_variance=a.seed_variance + b.seed_variance,
-        residual_variance=a.residual_variance + b.residual_variance,
+        seed_variances=(a.seed_variance, b.seed_variance),
+        residual_variances=(a.residual_variance, b.residual_variance),
         image_variance=max(image_square - sum(of_residual), 0.0),
         num_seeds=min(counts),
         num_images=n,
@@ -259,14 +259,17 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
     """Return how many seeds, images or both are needed to detect a difference as large as the observed one.
 
     The result is an order of magnitude: it assumes that the observed difference and the observed variances of seeds,
-    images and residual are the true ones, and few seeds estimate these poorly. `both` is set only if neither seeds nor
+    images and residual are the true ones, and few seeds estimate these poorly. For a difference that is not significant
+    each plan is larger than the present experiment. `both` is set only if neither seeds nor
     images alone are enough; all three are None for a difference of zero.
     """
     seeds = images = both = None
     if comparison.centre != 0:
         s, n = comparison.num_seeds, comparison.num_images
-        seeds = _find_smallest(lambda number: _compute_power(comparison, number, n, level), s, MAX_SEEDS)
-        images = _find_smallest(lambda number: _compute_power(comparison, s, number, level), n, MAX_IMAGES)
+        low, high = comparison.compute_interval(level)
+        added = int(low <= 0 <= high)
+        seeds = _find_smallest(lambda number: _compute_power(comparison, number, n, level), s + added, MAX_SEEDS)
+        images = _find_smallest(lambda number: _compute_power(comparison, s, number, level), n + added, MAX_IMAGES)
         both = _plan_both(comparison, level) if seeds is None and images is None else None
     return More(power=POWER, seeds=seeds, images=images, both=both)
 
@@ -286,16 +289,20 @@ def _compute_power(comparison: Comparison, num_seeds: int, num_images: int, leve
     """Return the power of the test with other numbers of seeds and images, by the noncentral t distribution."""
     from scipy.special import nctdtr, ndtr
 
-    residual = comparison.residual_variance / num_images
-    # The observed variance of the seeds includes the residual of the present images; replace it by that of num_images.
-    of_seeds = max(comparison.seed_variance - comparison.residual_variance / comparison.num_images, 0.0) + residual
-    parts = of_seeds / num_seeds, comparison.image_variance / num_images
-    variance = sum(parts)
-    if variance == 0:
+    # The observed variances of the seeds include the residual of the present images; replace it by that of num_images.
+    of_seeds = [
+        max(seeds - residual / comparison.num_images, 0.0) + residual / num_images
+        for seeds, residual in zip(comparison.seed_variances, comparison.residual_variances, strict=True)
+    ]
+    residual, df_images = sum(comparison.residual_variances) / num_seeds, max(num_images - 1, 1)
+    error, df = combine_variances(
+        [(variance / num_seeds, num_seeds - 1) for variance in of_seeds],
+        added=((comparison.image_variance + residual) / num_images, df_images),
+        subtracted=(residual / num_images, df_images * (num_seeds - 1)),
+    )
+    if error == 0:
         return 1.0
-    # Assuming equal variances in both recipes, the variance of the seeds has 2 (S - 1) degrees of freedom.
-    spread = parts[0] ** 2 / (2 * (num_seeds - 1)) + parts[1] ** 2 / max(num_images - 1, 1)
-    df, centrality = variance**2 / spread, abs(comparison.difference) / math.sqrt(variance)
+    centrality = abs(comparison.difference) / error
     quantile = compute_t_quantile(df, level)
     if df > 10_000 or centrality > 30:  # use the normal limit here, since the noncentral t is slow to compute
         return float(ndtr(centrality - quantile))

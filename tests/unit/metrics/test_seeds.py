@@ -139,8 +139,8 @@ def test_the_summary_refuses_other_arrays():
 
 
 def make_comparison(*, difference=0.01, sd=0.01, images=0.0, residual=0.2, num_seeds=3, n=3589):
-    seed_variance = 2 * sd**2 + residual / n
-    return seeds.Comparison(difference, difference, 0.01, 4.0, seed_variance, residual, images, num_seeds, n)
+    one = sd**2 + residual / 2 / n
+    return seeds.Comparison(difference, difference, 0.01, 4.0, (one, one), (residual / 2,) * 2, images, num_seeds, n)
 
 
 def test_a_plan_that_lacks_seeds_names_seeds():
@@ -170,6 +170,35 @@ def test_a_plan_that_lacks_both_names_both():
     assert both.images > 500
     assert seeds._compute_power(comparison, both.seeds, both.images, 0.95) >= 0.8
     assert seeds._compute_power(comparison, both.seeds, both.images - 1, 0.95) < 0.8
+
+
+def test_a_plan_is_larger_than_an_experiment_that_found_nothing():
+    # One arm's accuracies differ, the other's do not: Satterthwaite's degrees of freedom are about 1, not 2.
+    generator, found = np.random.default_rng(0), 0
+    for _ in range(100):
+        base, accuracies = generator.random(1000), 0.7 + 0.05 * generator.normal(size=(2, 1))
+        a = (base < accuracies) ^ (generator.random((2, 1000)) < 0.05)
+        b = (base < 0.85) ^ (generator.random((2, 1000)) < 0.05)
+        compared = seeds.compare_recipes(a, b)
+        low, high = compared.compute_interval()
+        if low <= 0 <= high:
+            plan = seeds.plan_more(compared)
+            assert plan.seeds is None or plan.seeds > 2
+            assert plan.images is None or plan.images > 1000
+            found += 1
+    assert found > 20
+
+
+@pytest.mark.parametrize("sds", [(0.03, 0.0), (0.02, 0.02)])
+def test_the_planned_power_is_that_of_welchs_test_in_simulation(sds):
+    from scipy.stats import ttest_ind
+
+    number, n = 4, 10**6  # so many images that only the seeds vary
+    comparison = seeds.Comparison(0.05, 0.05, 0.01, 4.0, (sds[0] ** 2, sds[1] ** 2), (0.0, 0.0), 0.0, 2, n)
+    generator = np.random.default_rng(0)
+    a, b = (sd * generator.normal(size=(number, 20_000)) for sd in sds)
+    expected = np.mean(ttest_ind(a + 0.05, b, equal_var=False).pvalue < 0.05)
+    assert seeds._compute_power(comparison, number, n, 0.95) == pytest.approx(expected, abs=0.05)  # its df vary
 
 
 def test_no_difference_has_no_plan():
