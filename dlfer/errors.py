@@ -8,6 +8,7 @@
     │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
     │   ├── ResumeError        the data, experiment or software of a run to resume has changed since it started
     │   ├── ModelError         a model or run is not found, is damaged, or does not fit the data
+    │   │   └── HeldError          another process works on a run
     │   └── EnvironmentProblem a required package or device is missing
     ├── TransferError          the weights of one stage do not match the network of the next
     ├── ExportError            an exported model's predictions differ from those of its artifact
@@ -92,6 +93,10 @@ class ProtocolError(UserError):
 
 class ModelError(UserError):
     """A model or a run is not found, is damaged, or does not fit the data."""
+
+
+class HeldError(ModelError):
+    """Another process works on a run."""
 
 
 class ResumeError(UserError):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.config.names import find_checkout
-from dlfer.errors import ConfigError, ModelError
+from dlfer.errors import ConfigError, HeldError, ModelError
 from dlfer.runs.files import explain_write_error, read_json, write_atomically
 from dlfer.runs.records import DataRecord, RunRecord, to_json
 
@@ -205,7 +205,7 @@ class Run:
         """Hold the lock of this run inside the block, so that no other process works on it.
 
         Raises:
-            ModelError: another process holds the lock.
+            HeldError: another process holds the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -214,7 +214,7 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout:
             record = self.record
-            raise ModelError(
+            raise HeldError(
                 f"{self.path}: another process works on it (process {record.pid} on {record.host}). "
                 "Wait for its end, or stop it (Ctrl-C, or kill with its number) then continue it with --resume."
             ) from None
@@ -228,7 +228,7 @@ class Run:
         try:
             with self.hold():
                 return False
-        except ModelError:
+        except HeldError:
             return True
 
     def _end(self, status: str, at: str | None, **fields: Any) -> None:

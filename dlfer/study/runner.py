@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dlfer.config.names import STAGES
-from dlfer.errors import DlferError, ResumeError, TrainingStopped, UserError
+from dlfer.errors import DlferError, HeldError, ResumeError, TrainingStopped, UserError
 from dlfer.runs.run import Run
 from dlfer.study.child import GO_ON, STOP, ChildProcess, WorkerSlot, describe_exit
 from dlfer.train.progress import StopControl
@@ -259,11 +259,15 @@ class Runner:
             task = source.take(slot)
             if task is None or not self._is_busy(task.run):
                 return task
-            self._held.append(task)
-            if task.run.path not in self._said:
-                self._said.add(task.run.path)
-                self.console.say(f"{task.title}: another process works on it ({task.run.path}); waiting for its end")
+            self._defer(task)
         return None
+
+    def _defer(self, task: Task) -> None:
+        """Keep a task on which another process works until that has ended."""
+        self._held.append(task)
+        if task.run.path not in self._said:
+            self._said.add(task.run.path)
+            self.console.say(f"{task.title}: another process works on it ({task.run.path}); waiting for its end")
 
     def _is_busy(self, run: Run) -> bool:
         # A child of this runner locks its run only after it has loaded the framework.
@@ -359,7 +363,10 @@ class Runner:
             return
         if reported_ending is not None and reported_ending.status == "stopped" and child.is_cut:
             reported_ending = Ending("cut", seconds=reported_ending.seconds)
-        if reported_ending is not None and reported_ending.status != "stopped":
+        if reported_ending is not None and reported_ending.kind == HeldError.__name__:
+            # The child of a killed study locked the run while this child loaded the framework.
+            self._defer(child.task)
+        elif reported_ending is not None and reported_ending.status != "stopped":
             self._end(source, child.task, reported_ending)
         elif child.stopping_since is not None:
             self._end(source, child.task, Ending("stopped"))

@@ -47,6 +47,8 @@ class Fake:
         what = self.plan.get(f"{config.model.dropout:g}", {"do": self.plan.get("do")})
         with (run.path / "begun.txt").open("a") as file:
             print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+        if what.get("do") == "held once" and len((run.path / "begun.txt").read_text().splitlines()) == 1:
+            return self.end("failed", 2, "another process works on it", "HeldError", is_users=True)
         with run.hold():
             run.update(status="running")
             if what.get("do") == "fail":

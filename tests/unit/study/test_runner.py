@@ -198,6 +198,16 @@ def test_a_run_that_a_lost_process_still_holds_is_waited_for(make_task, capfd):
     assert "another process works on it" in capfd.readouterr().err
 
 
+def test_a_run_that_a_lost_process_locks_after_the_child_began_is_waited_for(make_task, fake_child, capfd):
+    task = make_task(0.1)
+    fake_child |= {"0.1": {"do": "held once"}}
+    source = Source(task)
+    run(source)
+    assert source.endings["0.1"].status == "finished"
+    assert count_processes(task) == 2
+    assert "another process works on it" in capfd.readouterr().err
+
+
 def test_members_that_fail_alike_but_for_numbers_are_the_experiments_fault(make_task, fake_child):
     fake_child |= {f"0.{n}": {"do": "fail"} for n in range(1, 5)}
     source = Source(*(make_task(n / 10) for n in range(1, 5)))
