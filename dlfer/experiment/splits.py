@@ -19,7 +19,7 @@ from dlfer.experiment.lineage import History
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.predict import predict_split
-from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.metrics_record import SUBJECTS_BANNER, Metrics
 from dlfer.runs.records import DataRecord, DuplicatesRecord, SplitRecord, Temperature
 
 if TYPE_CHECKING:
@@ -200,7 +200,9 @@ def compute_run_metrics(
         predictions,
         Metrics(
             protocol=bundle.protocol,
-            banner=compute_banner(bundle, duplicates, smoke=smoke),
+            banner=compute_banner(
+                bundle, duplicates, smoke=smoke, has_subjects=config.finetune.data.subjects is not None
+            ),
             selected_on=bundle.selected_on,
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=temperature,
@@ -211,18 +213,21 @@ def compute_run_metrics(
     )
 
 
-def compute_banner(bundle: DataBundle, duplicates: EvaluationDuplicates | None, *, smoke: bool = False) -> str | None:
+def compute_banner(
+    bundle: DataBundle, duplicates: EvaluationDuplicates | None, *, smoke: bool = False, has_subjects: bool = False
+) -> str | None:
     """Return the warning to show in every output of a run, or None."""
     if smoke:
         return "Smoke run: two batches of at most eight images per stage. The values are meaningless."
+    more = SUBJECTS_BANNER if has_subjects else ""
     if bundle.protocol != "paper" or bundle.test is None or duplicates is None:
-        return None
+        return more or None
     found = duplicates.in_train.count()
     return (
         f"Published protocol, not a clean test: {found['any']:,} of {len(bundle.test):,} test images have a duplicate in "
         f"training ({found['exact']:,} an exact copy, {found['augmented']:,} an augmented copy of the same image). "
-        "Compare with the value without duplicates, or with protocol official."
-    )
+        f"Compare with the value without duplicates, or with protocol official. {more}"
+    ).strip()
 
 
 def _describe_split(split: Split | StreamedSplit, labels: tuple[str, ...]) -> SplitRecord:

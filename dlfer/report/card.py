@@ -216,7 +216,7 @@ def _list_backbones(config: ExperimentConfig | None) -> list[str]:
 def _list_tags(config: ExperimentConfig | None, metrics: Metrics, *, research_only: bool) -> list[str]:
     tags = ["facial-expression-recognition", "dlfer", "keras", f"protocol-{metrics.protocol or 'unknown'}"]
     tags += [backbone.replace("_", "-") for backbone in _list_backbones(config)]
-    if metrics.banner:
+    if not metrics.is_clean:
         tags.append("not-a-clean-test")
     return [*tags, "research-only"] if research_only else tags
 
@@ -233,7 +233,7 @@ def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig |
     split = (data.splits[name].name if name in data.splits else None) or name
     use = "used for selection" if metrics.is_selected else "used for calibration"
     what = f"{source} {split}" + (f" (validation, {use})" if name == "validation" else "")
-    remark = " (not a clean test)" if metrics.banner else ""
+    remark = "" if metrics.is_clean else " (not a clean test)"
     left_out = f", images without a duplicate in {describe_duplicate_sources(metrics.duplicates)}"
     for found, suffix, words in (
         (metrics.judged, "", remark),

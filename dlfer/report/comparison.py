@@ -55,7 +55,7 @@ from dlfer.report.sweep import (
 )
 from dlfer.runs.comparison_record import ArmPair, ComparisonRecord, ModelComparison
 from dlfer.runs.member_rows import MemberRow, read_member_rows
-from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.metrics_record import SUBJECTS_BANNER, Metrics
 from dlfer.runs.records import RunRecord
 from dlfer.runs.run_records import Epoch, read_history
 
@@ -383,4 +383,13 @@ def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list
 def _collect_banners(members: Sequence[ReportedMember]) -> list[str]:
     """Return the distinct banners of the members."""
     found = [Metrics.read(member.folder) for member in members if member.folder is not None]
-    return list(dict.fromkeys(metrics.banner for metrics in found if metrics is not None and metrics.banner))
+    # A cross-validation counts subjects itself.
+    return list(
+        dict.fromkeys(
+            metrics.banner
+            for metrics in found
+            if metrics is not None
+            and metrics.banner
+            and not (metrics.protocol == "cross_validation" and metrics.banner == SUBJECTS_BANNER)
+        )
+    )

@@ -17,6 +17,12 @@ Number = float | None
 LAST_EPOCH = "nothing (the last epoch was kept)"
 """Description of what a model was selected on, if no validation metric chose its epoch or ended its training."""
 
+SUBJECTS_BANNER = (
+    "The intervals treat the images as independent. Images of one subject vary together, so the intervals are too narrow "
+    "where a subject has several images; dlfer crossval counts subjects for the accuracy."
+)
+"""Banner of a run with data.subjects."""
+
 
 def _check_ends(record: Any) -> Any:
     """Return a record; raise ValueError if it has only one end of its interval."""
@@ -550,6 +556,11 @@ class Metrics(FileRecord):
     def judged_without_duplicates(self) -> SplitMetrics | None:
         """The metrics of the evaluation split's images without duplicates."""
         return self.validation_without_duplicates if self.test is None else self.test_without_duplicates
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no banner concerns the evaluation split itself."""
+        return self.banner in (None, "", SUBJECTS_BANNER)
 
     def describe_selection(self) -> str:
         """Return a description of what the model was selected on."""

@@ -75,7 +75,10 @@ class Card(BaseModel):
     optimizer: str | None
     accuracy: Figure | None
     protocol: str | None
-    banner: Annotated[str | None, Field(description="why its metrics are not from a clean test, if so")]
+    banner: Annotated[
+        str | None,
+        Field(description="why its metrics are not from a clean test, or its intervals are too narrow, if so"),
+    ]
     image_size: int
     preparation: Annotated[str, Field(description="how a face is prepared for the model")] = ""
     probabilities: Annotated[str, Field(description="whether they are calibrated")]

@@ -235,6 +235,8 @@ def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
     duplicates = find_run_duplicates(bundle)
     assert "2 of 20 test images have a duplicate in training (1 an exact copy" in compute_banner(bundle, duplicates)
     assert compute_banner(make_bundle("official"), duplicates) is None
+    found = [compute_banner(make_bundle(name), duplicates, has_subjects=True) for name in ("resplit", "paper")]
+    assert all("intervals treat the images as independent" in text for text in found)
     assert "Smoke run" in compute_banner(make_bundle("official"), duplicates, smoke=True)
 
 

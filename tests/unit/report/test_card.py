@@ -10,7 +10,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.card import find_terms, write_card
 from dlfer.report.html import write_report
-from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.metrics_record import SUBJECTS_BANNER, Metrics
 from dlfer.runs.records import ArtifactRecord, WeightsOrigin
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -121,6 +121,13 @@ def test_a_banner_stands_in_text_and_metadata(tmp_path, run_maker, model_writer)
     assert "not-a-clean-test" in card.data.tags
     whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
     assert all("not a clean test" in result.dataset_name for result in whole)
+
+
+def test_intervals_that_ignore_subjects_are_told_but_the_test_is_clean(tmp_path, run_maker, model_writer):
+    card = read_card(write_card(model_writer(run_maker(tmp_path / "run", banner=SUBJECTS_BANNER))))
+    assert f"> **{SUBJECTS_BANNER}**" in card.text.split("##")[0]
+    assert "not-a-clean-test" not in card.data.tags
+    assert not any("not a clean test" in result.dataset_name for result in card.data.eval_results)
 
 
 def test_a_value_on_validation_is_called_so(tmp_path, run_maker, model_writer):
