@@ -25,6 +25,7 @@ from dlfer.model.families import BoostedClassifier, EnsembleClassifier, build_le
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.model.transfer import draw_probe_images
+from dlfer.predict.engines import ArtifactModel, Engine
 
 OCCLUSION, GRADCAM = "occlusion", "gradcam"
 METHODS = (OCCLUSION, GRADCAM)
@@ -93,6 +94,8 @@ class Explainer:
     Args:
         classifier: the classifier whose predictions are explained.
         options: the methods and their settings; None: the defaults.
+        engine: the engine that predicts, for probabilities and occlusion (for int8 it is another network than the
+            classifier, which Grad-CAM needs); None: the classifier.
 
     Raises:
         UserError: no method, or an unknown one.
@@ -103,17 +106,24 @@ class Explainer:
         (48, 48)
     """
 
-    def __init__(self, classifier: Classifier, options: MapOptions | None = None) -> None:
+    def __init__(
+        self, classifier: Classifier, options: MapOptions | None = None, *, engine: Engine | None = None
+    ) -> None:
         self.options = options or MapOptions()
         unknown = [method for method in self.options.methods if method not in METHODS]
         if unknown or not self.options.methods:
             raise UserError(
                 f"explain: found the methods {list(self.options.methods)}, expected {' or '.join(METHODS)}."
             )
-        self.classifier = classifier
-        self._predict = partial(classifier.predict, calibrated=True)
+        self.classifier, self.engine = classifier, engine or classifier
+        self._predict = partial(self.engine.predict, calibrated=True)
         wanted = GRADCAM in self.options.methods and (not self.lacks_gradcam or len(self.options.methods) == 1)
         self._gradcam = GradCam(classifier, feature_level=self.options.feature_level) if wanted else None
+
+    @property
+    def has_other_gradcam(self) -> bool:
+        """Whether Grad-CAM is computed for a network that predicts otherwise than the engine, which is in int8."""
+        return self._gradcam is not None and isinstance(self.engine, ArtifactModel) and self.engine.is_int8
 
     @property
     def lacks_gradcam(self) -> bool:

@@ -33,8 +33,9 @@ from dlfer.explain.figures import (
     write_explanation_report,
 )
 from dlfer.model.classifier import Classifier
-from dlfer.model.families import EnsembleClassifier, load_artifact
+from dlfer.model.families import EnsembleClassifier
 from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.engines import ArtifactModel, Engine, load_engine
 from dlfer.predict.job import describe_failure, interrupt_on_signals
 from dlfer.predict.media import NOT_READ, Frame, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
@@ -130,10 +131,11 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     known = [name for name in inputs if isinstance(name, str) and not name.startswith(CAMERA)]
     used = _check_places([clean_name(Path(name).stem) for name in known], job, known)
     folder = find_default_model() if job.model is None else find_model(job.model)
-    classifier = load_artifact(folder)
-    target = _find_label(classifier, job.label)
-    explainer = build_explainer(classifier, job, say)
-    cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)
+    engine = load_engine(folder)
+    target = _find_label(engine, job.label)
+    explainer = build_explainer(engine, job, say)
+    classifier = explainer.classifier
+    cropper = build_cropper(job.faces, engine, detector_size=job.detector_size)
 
     def explain(image: np.ndarray) -> list[tuple[Crop, Explanation]]:
         return [(crop, explainer.explain(crop.pixels, target)) for crop in cropper([image])[0]]
@@ -153,9 +155,9 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         advice = " Faces are found by a detector; --faces whole takes each picture for one."
         raise UserError(f"explain: no face was explained.{'' if failed else advice}")
     sanity = run_sanity_check(explainer, kept, job) if interrupt is None else None
-    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
+    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity, explainer)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
-    reading = describe_maps([one.explanation for one in kept], job.label)
+    reading = describe_maps([one.explanation for one in kept], job.label) + list_remarks(explainer)
     if len(records) > MAX_SHOWN:
         reading.append(
             f"The page shows the first {MAX_SHOWN} of {len(records):,} faces; the figures of the others are in its folder."
@@ -270,15 +272,27 @@ def _record_or_raise(name: str, error: Exception, failed: list[str]) -> None:
     failed.append(escape_text(f"not explained: {name}: {describe_failure(error)}"))
 
 
-def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
-    """Return the explainer of a classifier; report through `say` if Grad-CAM has to be left out."""
-    explainer = Explainer(classifier, job.maps)
+INT8_NOTE = (
+    "The model has two files of weights. Probabilities, predicted labels and occlusion are those of its ONNX file in int8, which "
+    "predicts; Grad-CAM needs gradients and is computed from the Keras weights in float, whose predictions may differ."
+)
+
+
+def list_remarks(explainer: Explainer) -> list[str]:
+    """Return the texts for the page and the record on Grad-CAM of another network than the one that predicts."""
+    return [INT8_NOTE] if explainer.has_other_gradcam else []
+
+
+def build_explainer(engine: Engine, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
+    """Return the explainer of the engine that predicts; report through `say` if Grad-CAM has to be left out."""
+    classifier = engine.keras_classifier if isinstance(engine, ArtifactModel) else engine
+    explainer = Explainer(classifier, job.maps, engine=engine)
     if explainer.lacks_gradcam:
         say(f"this model of family {classifier.family} has no gradients, so there are occlusion maps only, no Grad-CAM")
     return explainer
 
 
-def _find_label(classifier: Classifier, label: str | None) -> int | None:
+def _find_label(classifier: Engine, label: str | None) -> int | None:
     if label is None:
         return None
     if label not in classifier.labels:
@@ -355,9 +369,16 @@ def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, An
     }
 
 
-def describe_job(job: ExplainJob, folder: Path, sanity: dict | None) -> dict[str, Any]:
+def describe_job(job: ExplainJob, folder: Path, sanity: dict | None, explainer: Explainer) -> dict[str, Any]:
     """Return the entries of explanations.json on how maps were made; `folder` is that of the model or its run."""
-    return {"notice": NOTICE, "model": str(folder), "maps": dataclasses.asdict(job.maps), "sanity": sanity}
+    maps = dataclasses.asdict(job.maps)
+    return {
+        "notice": NOTICE,
+        "model": str(folder),
+        "maps": maps,
+        "remarks": list_remarks(explainer),
+        "sanity": sanity,
+    }
 
 
 def describe_model(folder: Path, classifier: Classifier) -> str:
@@ -410,15 +431,15 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
     Raises:
         UserError, ModelError: the job cannot start.
     """
-    run, split, classifier = _load_split(split_name, job)
-    used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
-    explainer = build_explainer(classifier, job, say)
+    run, split, engine = _load_split(split_name, job)
+    used = _check_places([f"average_{clean_name(label)}" for label in engine.labels], job, [run.path])
+    explainer = build_explainer(engine, job, say)
     if split_name == "test":
         with ignore_read_only(run, "that its test split is opened is not logged there", say):
             opened = log_opening(run, split.name, len(split))
             say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
     averages, examples = _average(split, explainer, job.per_class)
-    labels = classifier.labels
+    labels = engine.labels
     sanity = run_sanity_check(explainer, examples, job)
     notes = {
         average.label: " ".join(describe_maps([examples[row].explanation], average.label))
@@ -438,6 +459,7 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
         f"{split.name} of {run.path.name}: {faces}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
         "Averages blur what is at a different place in each image, and say nothing about a single image.",
         *describe_maps([examples[0].explanation], None),
+        *list_remarks(explainer),
     ]
     record = {
         "part": split.name,
@@ -448,15 +470,15 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
         "labels": list(labels),
     }
     write_atomically(
-        job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity), indent=2) + "\n"
+        job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity, explainer), indent=2) + "\n"
     )
     context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
-    context |= {"subtitle": describe_model(run.path, classifier)}
+    context |= {"subtitle": describe_model(run.path, explainer.classifier)}
     return write_page(job, named, context=context, sanity=sanity)
 
 
-def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
-    """Return the run of a job, the named split of its data, and its classifier."""
+def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Engine]:
+    """Return the run of a job, the named split of its data, and the engine that predicts with its model."""
     folder = find_model(str(job.model))  # a shipped model takes precedence over a run whose name begins like it
     run = find_run_of(folder) or open_run(folder)
     stage = run.config().finetune
@@ -464,10 +486,10 @@ def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifie
     split = getattr(bundle, split_name)
     if not isinstance(split, Split):
         raise UserError(f"{run.path}: its data has no {split_name} split in memory.")
-    classifier = load_artifact(run.path)
-    if tuple(bundle.labels) != classifier.labels:
-        raise UserError(f"{run.path}: its data has the labels {bundle.labels}, its model {classifier.labels}.")
-    return run, split, classifier
+    engine = load_engine(run.path)
+    if tuple(bundle.labels) != engine.labels:
+        raise UserError(f"{run.path}: its data has the labels {bundle.labels}, its model {engine.labels}.")
+    return run, split, engine
 
 
 def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[AverageMaps], list[Explained]]:

@@ -216,6 +216,8 @@ class ArtifactModel(RuntimeModel):
         self.crop = record.input.crop
         self.aspect = record.input.aspect
         self.temperature_fit = record.onnx.temperature or record.temperature
+        # Only an int8 file has a share of labels that agree: it predicts otherwise than Keras.
+        self.is_int8 = record.onnx.labels_agree is not None
         self.about = read_about(folder, record)
         self._answer = open_artifact(folder, record, runtime=runtime)
         self._check_answer()

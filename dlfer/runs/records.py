@@ -642,7 +642,7 @@ class OnnxRecord(Record):
 
 INT8_FILES = (
     "Of an int8 model the ONNX file answers (dlfer.load, predict, serve, evaluate); the Keras weights beside it, in float16, "
-    "are for explain, export, --engine keras, ensembles and trainings that start from the model."
+    "are for the Grad-CAM of explain, export, --engine keras, ensembles and trainings that start from the model."
 )
 """A sentence on which of the two files of weights of an int8 model is for what."""
 

@@ -15,8 +15,10 @@ from dlfer.config.load import load_experiment
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.data.faces import Face
+from dlfer.data.synthetic.faces import draw_face
 from dlfer.explain import jobs
 from dlfer.explain.explanation import MapOptions
+from dlfer.predict.engines import load_engine
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.run import create_run
 
@@ -260,6 +262,26 @@ HOSTILE = (
     *(b"caf\xe9.png", b"=1.png", b"a\x1b[2J.png", b"two\nlines.png", "a\u202eb.png".encode()),
     *(b"<script>alert(1)<.png", b"$\\frac{$.png", b"x" * 250 + b".png", b"x" * 250 + b"y.png"),
 )
+
+
+def test_an_int8_model_is_explained_by_the_file_that_predicts(call, tmp_path, monkeypatch):
+    """Its Keras weights give other probabilities; they are for Grad-CAM alone, which the page and the record say."""
+    model = Path(__file__).parents[3] / "saved_models" / "faces_small"
+    face = draw_face("Sad", rng=np.random.default_rng(0))
+    Image.fromarray(face).save(tmp_path / "face.png")
+    monkeypatch.chdir(tmp_path)
+    options = ("--model", str(model), *EXPLAIN[:-2], "--out")
+    assert call("explain", "face.png", *options, "maps")[0] == 0
+    record = json.loads(Path("maps/explanations.json").read_text())
+    engine = load_engine(model)
+    [expected] = engine.predict(face[None], calibrated=True)
+    [keras] = engine.keras_classifier.predict(face[None], calibrated=True)
+    assert np.abs(expected - keras).max() > 0.005
+    assert list(record["faces"][0]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert "Grad-CAM" in record["remarks"][0]
+    assert record["remarks"][0] in Path("maps/index.html").read_text()
+    assert call("explain", "face.png", *options, "occlusion", "--method", "occlusion")[0] == 0
+    assert json.loads(Path("occlusion/explanations.json").read_text())["remarks"] == []
 
 
 def test_hostile_names_and_one_picture_that_fails_end_nothing(call, pictures, model, monkeypatch):
