@@ -37,8 +37,8 @@ from dlfer.metrics.confidence import compute_calibration
 from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.paired import compare_paired
 from dlfer.metrics.predictions import Predictions
-from dlfer.predict.crops import MARGINS, crop_face_square, get_crop_size
-from dlfer.predict.engines import Engine, load_model
+from dlfer.predict.crops import MARGINS, crop_face_square
+from dlfer.predict.engines import Engine, get_crop_size, load_model
 
 SCALES = (0.85, 0.95, 1.0, 1.05, 1.15, 1.3)
 """Sides of the cropped square, as multiples of the longer side of the detected box."""

@@ -470,7 +470,8 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
         "labels": list(labels),
     }
     write_atomically(
-        job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity, explainer), indent=2) + "\n"
+        job.out / "explanations.json",
+        json.dumps(record | describe_job(job, run.path, sanity, explainer), indent=2) + "\n",
     )
     context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
     context |= {"subtitle": describe_model(run.path, explainer.classifier)}

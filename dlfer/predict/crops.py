@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,12 +25,9 @@ from dlfer.data.faces import (
 )
 from dlfer.data.images import compute_side, equalize, resize_square, to_channels
 from dlfer.errors import UserError
+from dlfer.predict.engines import Engine, get_crop_size
 from dlfer.predict.media import Frame
 from dlfer.predict.video import load_opencv
-
-if TYPE_CHECKING:
-    from dlfer.predict.engines import Engine
-
 
 FACES = ("auto", *DETECTORS, "whole")
 
@@ -128,19 +124,6 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
         return Crop((left, top, left + width, top + height), face.score, pixels)
 
     return Cropper(lambda images: detect_faces_of_each(images, detector=detector, size=detector_size), cut)
-
-
-def get_crop_size(classifier: Engine) -> int:
-    """Return the side in pixels of the face crops of photographs.
-
-    It is that of the training images. If those were ready-made crops (`data.faces` not set) that the network enlarges,
-    it is the side to which the network enlarges them, so that each face is interpolated only once.
-    """
-    about = classifier.about
-    size = int(about.face_size or classifier.image_size)
-    if about.faces or not classifier.takes_any_size:
-        return size
-    return max(size, math.ceil(classifier.image_size / (classifier.crop or 1)))
 
 
 DETAIL = 4 / 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -289,7 +290,8 @@ def choose_engine(
 
     The reference is the artifact's ONNX file run by ONNX Runtime, or Keras if there is no such file. The candidates are
     OpenVINO, if installed, and exports of this very model, recognised by the checksums in their export.json. One is
-    accepted if no calibrated probability on drawn faces differs by more than 1e-4 and all predicted labels agree.
+    accepted if faces of photographs are cropped at the reference's size for it, no calibrated probability on drawn faces
+    of this size and of the training images' differs by more than 1e-4, and all predicted labels agree.
 
     Args:
         name: a model's name, a run or an artifact's folder.
@@ -322,10 +324,9 @@ def choose_engine(
         )
         return model
     faces = draw_faces(model)
-    expected = model.predict(faces, batch_size=NUM_FACES, calibrated=True)
     trials = [
         Trial(own, model),
-        *(_compare(other, opener, faces, expected, any_size=any_size) for other, opener in openers.items()),
+        *(_compare(other, opener, model, any_size=any_size) for other, opener in openers.items()),
     ]
     batch = min(num_faces, NUM_FACES)
     trials = time_trials(trials, faces[:batch])
@@ -356,19 +357,33 @@ def find_exports(folder: Path) -> dict[str, Path]:
     return {form: found[form] for form in FORMATS if form in found}
 
 
-def draw_faces(engine: Engine) -> np.ndarray:
-    """Return drawn faces of all expressions in a model's input format, uint8 [NUM_FACES, S, S, channels]."""
+def get_crop_size(classifier: Engine) -> int:
+    """Return the side in pixels of the face crops of photographs.
+
+    It is that of the training images. If those were ready-made crops (`data.faces` not set) that the network enlarges,
+    it is the side to which the network enlarges them, so that each face is interpolated only once.
+    """
+    about = classifier.about
+    size = int(about.face_size or classifier.image_size)
+    if about.faces or not classifier.takes_any_size:
+        return size
+    return max(size, math.ceil(classifier.image_size / (classifier.crop or 1)))
+
+
+def draw_faces(engine: Engine, side: int | None = None) -> np.ndarray:
+    """Return drawn faces of all expressions in a model's input format, uint8 [NUM_FACES, S, S, channels].
+
+    `side` is S; None: that of the training images.
+    """
     rng = np.random.default_rng(0)
     drawn = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(NUM_FACES)]
-    side = int(engine.about.face_size or engine.image_size)
+    side = side or int(engine.about.face_size or engine.image_size)
     faces = resize_all(np.stack(drawn).reshape(NUM_FACES, FACE_SIZE, FACE_SIZE, 1), (side, side))
     return np.repeat(faces, engine.channels, axis=-1)
 
 
-def _compare(
-    name: str, opener: Callable[[], RuntimeModel], faces: np.ndarray, expected: np.ndarray, *, any_size: bool
-) -> Trial:
-    """Load a candidate engine and return its trial: refused unless it reproduces the expected probabilities."""
+def _compare(name: str, opener: Callable[[], RuntimeModel], model: Engine, *, any_size: bool) -> Trial:
+    """Load a candidate engine and return its trial: refused unless it reproduces the probabilities of `model`."""
     try:
         engine = opener()
     except EnvironmentProblem:
@@ -377,8 +392,13 @@ def _compare(
         return Trial(name, refused="damaged")
     if any_size and not engine.takes_any_size:
         return Trial(name, refused="takes images of one size only")
+    crop, own_crop = get_crop_size(engine), get_crop_size(model)
+    if crop != own_crop:
+        return Trial(name, refused=f"takes faces of {crop} instead of {own_crop} px")
+    sets = [draw_faces(model), draw_faces(model, own_crop)]  # ready-made crops, and faces of photographs
+    expected = np.concatenate([model.predict(faces, batch_size=NUM_FACES, calibrated=True) for faces in sets])
     try:
-        found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
+        found = np.concatenate([engine.predict(faces, batch_size=NUM_FACES, calibrated=True) for faces in sets])
     except Exception as error:  # runtimes raise errors of many kinds, and the other engines remain
         return Trial(name, refused=f"cannot compute ({shorten(error)})")
     difference = float(np.abs(found - expected).max())

@@ -18,8 +18,10 @@ DIGEST = {"network.weights.h5": "a" * 64}
 class FakeEngine:
     """Answers by brightness, the surer by `error`, in `seconds` a face of a clock that stands still otherwise."""
 
-    labels, channels, image_size, temperature_fit = ("Dark", "Light"), 1, 20, None
+    labels, channels, image_size, crop, temperature_fit = ("Dark", "Light"), 1, 20, None, None
     takes_any_size = True
+    error_of_photographs = 0.0
+    sides = (16, 20)  # of the training images, and of faces that are cut from photographs
 
     def __init__(self, seconds, clock, *, error=0.0):
         self.seconds, self.clock, self.error, self.lengths = seconds, clock, error, []
@@ -27,11 +29,12 @@ class FakeEngine:
 
     def predict(self, images, *, batch_size=64, calibrated=False):
         assert calibrated
-        assert images.shape[1:] == (16, 16, 1)
+        assert images.shape[1:] in {(side, side, 1) for side in self.sides}
+        error = self.error + self.error_of_photographs * (images.shape[1] == 20)
         self.lengths.append(len(images))
         self.clock.now += self.seconds * len(images)
         light = images.mean(axis=(1, 2, 3)) / 255
-        light = light + self.error * np.sign(light - 0.5)
+        light = light + error * np.sign(light - 0.5)
         return np.stack([1 - light, light], axis=1).astype(np.float32)
 
 
@@ -121,12 +124,30 @@ def test_an_export_of_one_size_is_no_choice_where_sizes_differ(choose):
     name, said = choose(any_size=True)
     assert name == "keras"
     assert "litert takes images of one size only" in said
+    # Without enlargement faces of photographs have the size of the training images for both.
+    choose.engines["keras"].image_size = 16
     assert choose()[0] == "litert"
+
+
+def test_an_export_for_which_photographs_are_cropped_at_another_size_is_not_taken(choose):
+    assert choose({"litert": (0.001,)})[0] == "litert"
+    choose.engines["litert"].takes_any_size = False
+    name, said = choose()
+    assert name == "keras"
+    assert "litert takes faces of 16 instead of 20 px" in said
+
+
+def test_engines_are_compared_at_the_size_of_faces_of_photographs(choose):
+    assert choose({"litert": (0.001,)})[0] == "litert"
+    choose.engines["litert"].error_of_photographs = 0.05
+    name, said = choose()
+    assert name == "keras"
+    assert "litert differs by 0.05" in said
 
 
 def test_it_is_timed_by_as_many_faces_as_there_will_be(choose):
     assert "in batches of 3 " in choose({"onnx": (0.001,)}, num_faces=3)[1]
-    assert choose.engines["onnx"].lengths == [NUM_FACES, 3, 3, 3, 3]
+    assert choose.engines["onnx"].lengths == [NUM_FACES, NUM_FACES, 3, 3, 3, 3]
 
 
 def test_without_an_export_it_is_keras_and_it_says_how_to_get_one(choose):

@@ -13,7 +13,8 @@ from dlfer.config.sections import FacesConfig
 from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
-from dlfer.predict.crops import build_cropper, crop_face_square, get_crop_size
+from dlfer.predict.crops import build_cropper, crop_face_square
+from dlfer.predict.engines import get_crop_size
 from dlfer.predict.media import Frame, ReadAhead, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
