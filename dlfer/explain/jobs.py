@@ -156,7 +156,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         raise UserError(f"explain: no face was explained.{'' if failed else advice}")
     sanity = run_sanity_check(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity, explainer)}
-    write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
+    _write_record(job, record)
     reading = describe_maps([one.explanation for one in kept], job.label) + list_remarks(explainer)
     if len(records) > MAX_SHOWN:
         reading.append(
@@ -214,7 +214,7 @@ def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]
     """
     check_writable(job.out, "--out")
     wanted, earlier = {fold_name(stem) for stem in stems}, _list_earlier(job.out)
-    fixed = [job.out / name for name in ("index.html", "explanations.json", "averages.npz")]
+    fixed = [job.out / name for name in sorted(FIXED)]
     there = [path for path in job.out.glob("*") if path.suffix in (".png", ".npz") and path not in fixed]
     figures = [path for path in there if _strip_numbers(path.stem) & wanted]
     check_outputs({"--out": [*fixed, *figures]}, inputs, force=True)
@@ -230,16 +230,31 @@ def _strip_numbers(stem: str) -> set[str]:
     return {name, *(re.sub(pattern, "", name) for pattern in (r"_\d+$", r"-\d+$", r"-\d+_\d+$"))}
 
 
+FIXED = frozenset({"index.html", "explanations.json", "averages.npz"})
+"""The files whose names do not depend on what is explained."""
+
+
 def _list_earlier(folder: Path) -> set[str]:
-    """Return the names of the files that an earlier `dlfer explain` wrote into a folder."""
+    """Return the names of the files that earlier runs of `dlfer explain` wrote into a folder."""
     try:
         record = read_json(folder / "explanations.json")
-        names = [f["name"] for f in record.get("faces", ())] + [a["name"] for a in record.get("averages", ())]
         is_ours = record["notice"] == NOTICE
+        return FIXED | _list_figures(record) | set(record.get("earlier", ())) if is_ours else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    fixed = {"index.html", "explanations.json", "averages.npz"}
-    return fixed | {f"{name}{end}" for name in names for end in (".png", ".npz")} if is_ours else set()
+
+
+def _list_figures(record: dict[str, Any]) -> set[str]:
+    """Return the names of the figures and arrays that explanations.json lists as those of its own run."""
+    names = [f["name"] for f in record.get("faces", ())] + [a["name"] for a in record.get("averages", ())]
+    return {f"{name}{end}" for name in names for end in (".png", ".npz")}
+
+
+def _write_record(job: ExplainJob, record: dict[str, Any]) -> None:
+    """Write explanations.json, with the figures of earlier runs that are still there, so that they can be replaced."""
+    earlier = _list_earlier(job.out) - FIXED - _list_figures(record)
+    record = {**record, "earlier": sorted(name for name in earlier if (job.out / name).is_file())}
+    write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
 
 
 def _explain_faces(
@@ -469,10 +484,7 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
         ],
         "labels": list(labels),
     }
-    write_atomically(
-        job.out / "explanations.json",
-        json.dumps(record | describe_job(job, run.path, sanity, explainer), indent=2) + "\n",
-    )
+    _write_record(job, record | describe_job(job, run.path, sanity, explainer))
     context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
     context |= {"subtitle": describe_model(run.path, explainer.classifier)}
     return write_page(job, named, context=context, sanity=sanity)

@@ -238,6 +238,19 @@ def test_no_picture_is_replaced_by_its_figure(call, pictures, model, args, told,
     assert snapshot(pictures) == before
 
 
+def test_figures_of_an_earlier_but_one_run_are_replaced(call, pictures, model):
+    (pictures / "a" / "face.png").rename(pictures / "one.png")
+    (pictures / "b" / "face.png").rename(pictures / "two.png")
+    for name in ("one.png", "two.png", "one.png", "two.png"):
+        assert call("explain", name, "--model", str(model), *EXPLAIN, "--out", "maps")[0] == 0
+    record = json.loads((pictures / "maps" / "explanations.json").read_text())
+    assert record["earlier"] == ["one.npz", "one.png"]
+    assert sorted(path.stem for path in (pictures / "maps").glob("*.npz")) == ["one", "two"]
+    (pictures / "maps" / "three.png").write_text("mine")
+    (pictures / "three.png").write_bytes((pictures / "one.png").read_bytes())
+    assert call("explain", "three.png", "--model", str(model), *EXPLAIN, "--out", "maps")[0] == 2
+
+
 @pytest.mark.slow
 def test_an_earlier_explanation_is_replaced_and_other_files_are_not(call, pictures, model):
     given = ("--model", str(model), *EXPLAIN, "--out", "maps")
