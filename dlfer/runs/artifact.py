@@ -11,7 +11,7 @@ from dlfer.config import names
 from dlfer.errors import ModelError
 from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.files import read_json
-from dlfer.runs.find import ARTIFACT_FILE, find_model
+from dlfer.runs.find import ARTIFACT_FILE, EXPORT_FILE, find_model
 from dlfer.runs.metrics_record import Estimate, Number, rename_key
 from dlfer.runs.records import (
     MAX_LABELS,
@@ -190,7 +190,7 @@ class ExportRecord(FileRecord):
         quantised: for litert-int8 and onnx-int8, else None.
     """
 
-    FILE: ClassVar[str] = "export.json"
+    FILE: ClassVar[str] = EXPORT_FILE
 
     version: int
     format: str

@@ -152,6 +152,7 @@ def _join_last(names: list[str]) -> str:
 
 
 ARTIFACT_FILE = ArtifactRecord.FILE
+EXPORT_FILE = "export.json"
 
 
 def find_model(name: Path | str) -> Path:
@@ -181,11 +182,31 @@ def find_model(name: Path | str) -> Path:
             "sha256 of each file. Weights from elsewhere (.keras, .weights.h5, Keras' .h5) can start a training: "
             "set pretrain.weights to the file."
         )
+    for path in (Path(name).expanduser(), *(place / name for place in places)):
+        if path.is_dir():
+            raise ModelError(f"{name}: {_describe_folder(path)}")
     known = list_models()
     raise ModelError(
         f"{name}: there is no such model. Looked for a folder of that path, then in "
         f"{', '.join(str(place) for place in places)} and their runs. "
         f"{'Known models: ' + ', '.join(known) if known else 'No models are there yet; train one with dlfer run'}."
+    )
+
+
+def _describe_folder(path: Path) -> str:
+    """Return why a folder is no model: it is an export, or has no artifact.json."""
+    exports = (
+        [path] if (path / EXPORT_FILE).is_file() else sorted(file.parent for file in path.glob(f"*/{EXPORT_FILE}"))
+    )
+    if exports:
+        return (
+            f"is an export ({', '.join(map(str, exports))}), not a model, so it has no {ARTIFACT_FILE}. dlfer predict takes "
+            "exports to ONNX with --engine onnx or openvino and to LiteRT with --engine litert; the example.py in an export "
+            "runs it without dlfer. For all else, name the model that was exported."
+        )
+    return (
+        f"{path} is a folder without {ARTIFACT_FILE}, so it is no model; expected a folder that dlfer ship wrote, a run, or "
+        "its folder model (dlfer show models and dlfer show runs list them)."
     )
 
 

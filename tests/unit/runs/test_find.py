@@ -52,6 +52,19 @@ def test_models_are_looked_up_here_then_at_home_then_in_the_package_then_in_the_
     assert "Known models: shared, only" in message
 
 
+@pytest.mark.parametrize("name", ["some", "saved_models/some"])
+def test_a_folder_that_is_no_model_says_what_it_lacks_or_that_it_is_an_export(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name / "onnx").mkdir(parents=True)
+    with pytest.raises(ModelError, match=f"some: {name} is a folder without artifact.json"):
+        find_model("some")
+    (tmp_path / name / "onnx" / "export.json").write_text("{}")
+    with pytest.raises(ModelError, match=rf"some: is an export \({name}/onnx\).* --engine onnx or openvino"):
+        find_model("some")
+    with pytest.raises(ModelError, match=rf"is an export \({name}/onnx\)"):
+        find_model(f"{name}/onnx")
+
+
 def test_the_newest_unfinished_run_of_this_very_experiment_is_found(tmp_path, config):
     folder, digest = tmp_path / "runs", compute_digest(config)
     assert find_unfinished_run("small", digest, folder) is None
