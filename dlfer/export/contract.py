@@ -27,7 +27,7 @@ from dlfer.runs.artifact import (
     ExportRecord,
     ExportTemperature,
 )
-from dlfer.runs.records import Temperature
+from dlfer.runs.records import INT8_FILES, Temperature
 from dlfer.runs.text import round_up
 
 _NAMES = {"ai_edge_litert.interpreter": "ai-edge-litert"}
@@ -117,8 +117,32 @@ def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
     `hub_name` is a model hub's name for the runtime.
     """
     card = re.sub(r"```python\n.*?```", "    python example.py face.jpg", card, count=1, flags=re.DOTALL)
+    card = _correct_int8(card)
     card = re.sub(r"^library_name: .*$", f"library_name: {hub_name}", card, count=1, flags=re.MULTILINE)
     return card.rstrip() + "\n\n## This export\n\n" + "\n".join(f"- {line}" for line in describe_export(record)) + "\n"
+
+
+INT8_BEGINNING = "The ONNX file, by which dlfer predicts, computes with eight bits"
+"""The beginning of the paragraph of a shipped model's card about its int8 file, see `dlfer.export.ship`."""
+
+
+def _correct_int8(card: str) -> str:
+    """Replace the paragraphs of a card on an int8 file, which is not exported: exports are made from the Keras weights."""
+    paragraphs = card.split("\n\n")
+    about = next((text for text in paragraphs if text.startswith(INT8_BEGINNING)), None)
+    if about is None:
+        return card
+    whose = (
+        "the temperature, the threshold for abstaining and the time per face"
+        if "on its own predictions" in about
+        else "the time per face"
+    )
+    new = (
+        "This export was made from the model's Keras weights, which are in float. The model's own ONNX file, by which dlfer "
+        f"predicts, computes with eight bits and can give other labels; this card gives {whose} of that file."
+    )
+    kept = [new if text == about else text for text in paragraphs if not text.startswith(INT8_FILES[:40])]
+    return "\n\n".join(kept)
 
 
 def describe_export(record: ExportRecord) -> list[str]:
@@ -192,6 +216,7 @@ class Sample:
         targets: int [N], indices of the classifier's labels; None if the labels are unknown.
         validation: the whole validation split of the run that trained the classifier; None if it is not here, or
             changed.
+        is_drawn: whether the images are faces drawn by dlfer.
     """
 
     images: np.ndarray
@@ -200,6 +225,7 @@ class Sample:
     calibration_source: str
     targets: np.ndarray | None = None
     validation: Split | None = None
+    is_drawn: bool = False
 
 
 def compare_export(

@@ -299,6 +299,10 @@ def _make_reader(quantization: Any, images: np.ndarray) -> Any:
 
 EXACT = Limits(difference=1e-4, agreement=0.99)
 QUANTISED = Limits(difference=None, agreement=0.9)
+DRAWN_ADVICE = (
+    "It was calibrated and compared on drawn faces, because images of the model's own run were not found; that says little about "
+    "photographs. Give real faces with --data DATA, or use another format."
+)
 _LITERT = ("ai_edge_litert.interpreter",)
 
 
@@ -405,7 +409,8 @@ def export_classifier(
             labels=classifier.labels,
             any_size=exporter.any_size,
         )
-        check_agreement(name, agreement, exporter.limits)
+        advice = DRAWN_ADVICE if sample.is_drawn and exporter.limits is QUANTISED else "Use another format."
+        check_agreement(name, agreement, exporter.limits, advice=advice)
         described = _describe(classifier, name, size, origin)
         record = ExportRecord.build({**described, **remarks, "agreement": agreement})
         record = _write_companion_files(folder, record, exporter, origin.card)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
 """Maximum numbers of images for comparison and for calibration; number of faces drawn for comparison without images."""
 
+_DRAWN = "faces drawn by dlfer, not photographs"
+
 
 @dataclass(frozen=True)
 class _Sets:
@@ -89,6 +91,7 @@ def gather_sample(
         calibration_source=sets.calibration_source,
         targets=compared.targets if sets.is_labelled else None,
         validation=sets.validation,
+        is_drawn=sets.source == _DRAWN,
     )
 
 
@@ -209,5 +212,4 @@ def _divide(split: Split) -> tuple[Split, Split, str]:
 def _draw_faces(classifier: Classifier) -> _Sets:
     numbers = NumImages(train=NUM_CALIBRATION, validation=NUM_DRAWN, test=1)
     drawn = load_data(DataConfig(source="synthetic_faces", num_images=numbers), image_size=classifier.image_size)
-    source = "faces drawn by dlfer, not photographs"
-    return _Sets(drawn.validation, source, drawn.train, source, is_labelled=False)
+    return _Sets(drawn.validation, _DRAWN, drawn.train, _DRAWN, is_labelled=False)

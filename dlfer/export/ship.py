@@ -22,7 +22,7 @@ from dlfer.data.duplicates import shorten_digests
 from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ConfigError, DlferError, ExportError, ModelError, UserError
-from dlfer.export.contract import Limits, Sample, check_agreement, compare_export
+from dlfer.export.contract import INT8_BEGINNING, Limits, Sample, check_agreement, compare_export
 from dlfer.export.exporters import EXACT, QUANTISED, write_onnx, write_onnx_int8
 from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
@@ -552,7 +552,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
 def describe_int8(record: OnnxRecord) -> str:
     """Return sentences about an int8 ONNX file's agreement with Keras, its loss of accuracy and its temperature."""
     text = (
-        f"The ONNX file, by which dlfer predicts, computes with eight bits ({record.weights}), calibrated on {record.calibration}. "
+        f"{INT8_BEGINNING} ({record.weights}), calibrated on {record.calibration}. "
         f"Compared with Keras on {record.n:,} images ({record.images}): {100 * record.labels_agree:.2f} % of the labels agree, and "
         f"probabilities differ by at most {round_up(record.largest_difference)}."
     )

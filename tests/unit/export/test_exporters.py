@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -289,6 +290,31 @@ def test_the_card_says_what_stayed_in_float_and_that_the_temperature_is_not_appl
     assert "import dlfer" not in card
     assert "Computed in float32: 2 DIV." in card
     assert "temperature (1.5) is not applied" in card
+
+
+def test_the_card_of_an_int8_models_export_says_that_the_export_is_of_the_float_network():
+    even = [[0.4, 0.3, 0.3]] * 4
+    record = RECORD.model_copy(update={"agreement": compare(even, even)})
+    shipped = (Path(__file__).parents[3] / "saved_models" / "faces_small" / "MODEL_CARD.md").read_text()
+    card = render_card(shipped, record, hub_name="onnx")
+    assert "computes with eight bits (" in shipped
+    assert "computes with eight bits (" not in card
+    assert "Of an int8 model the ONNX file answers" not in card
+    assert "This export was made from the model's Keras weights, which are in float." in card
+    assert "the threshold for abstaining and the time per face of that file." in card
+
+
+@pytest.mark.parametrize(("is_drawn", "advice"), [(True, r"drawn faces.* --data DATA"), (False, "Use another format")])
+def test_an_int8_export_refused_on_drawn_faces_asks_for_real_ones(tmp_path, pretend, is_drawn, advice):
+    classifier = make()
+    monkeypatch = pretend(classifier)
+    monkeypatch.setitem(EXPORTERS, "savedmodel", dataclasses.replace(EXPORTERS["savedmodel"], limits=module.QUANTISED))
+    monkeypatch.setitem(
+        RUNTIMES, "savedmodel", lambda path: lambda images: np.roll(classifier.predict(images), 1, axis=1)
+    )
+    sample = dataclasses.replace(make_sample(), is_drawn=is_drawn)
+    with pytest.raises(ExportError, match=advice):
+        export_classifier(classifier, "savedmodel", out=tmp_path, sample=sample, origin=ORIGIN)
 
 
 @pytest.mark.parametrize("aspect", ["crop", "pad"])

@@ -115,6 +115,7 @@ def test_without_data_faces_are_drawn_which_is_said_and_no_accuracy_is_claimed(h
     assert sample.targets is None
     assert len(sample.images) == 256
     assert "drawn" in sample.source
+    assert sample.is_drawn
     assert any("comparing on faces drawn by dlfer" in text for text in said)
 
 
