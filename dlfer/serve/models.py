@@ -65,7 +65,7 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
-        # Sides of crops from clients and of detected faces, as in `build_cropper`: results equal `dlfer predict`.
+        # Sides of crops from clients and of detected faces, as in `build_cropper`.
         self.size = int(classifier.about.face_size or classifier.image_size)
         self._cut_shape = (get_crop_size(classifier),) * 2
         self._classifier = classifier

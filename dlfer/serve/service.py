@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -204,12 +205,12 @@ def _too_large(limits: Limits) -> Refusal:
 class Parts:
     """The large parts extracted from a JSON body, see `dlfer.serve.worker.extract_large_parts`."""
 
-    def __init__(self, body: bytes, spans: Sequence[tuple[int, int]]) -> None:
-        self._body, self._spans = memoryview(body), spans
+    def __init__(self, body: bytes, spans: Sequence[tuple[int, int]], mark: str) -> None:
+        self._body, self._spans, self._mark = memoryview(body), spans, mark
 
     def find(self, text: Any) -> memoryview | None:
         """Return the part that a placeholder refers to; None if the string is not a placeholder."""
-        number = text[1:] if isinstance(text, str) and text.startswith("@") else ""
+        number = text.removeprefix(self._mark) if isinstance(text, str) and text.startswith(self._mark) else ""
         if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(self._spans)):
             return None
         return self._body[slice(*self._spans[int(number)])]
@@ -228,9 +229,10 @@ async def read_json(body: bytes, kind: type[_Asked], pool: Pool) -> tuple[_Asked
     Raises:
         Refusal: 400, with the first five problems.
     """
-    spans, (rest,) = await pool.ask("json", [body])
+    mark = f"@{secrets.token_hex(8)}:"
+    spans, (rest,) = await pool.ask("json", [body], mark=mark)
     try:
-        return kind.model_validate_json(bytes(rest)), Parts(body, spans)
+        return kind.model_validate_json(bytes(rest)), Parts(body, spans, mark)
     except ValidationError as error:
         raise Refusal(400, describe_problems(error)) from error
 

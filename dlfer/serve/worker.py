@@ -45,11 +45,15 @@ Parts = Sequence[bytes | memoryview]
 """The byte strings of a request to a worker."""
 
 
-def extract_large_parts(body: bytes) -> tuple[bytes, list[Span]]:
+def extract_large_parts(body: bytes, mark: str = "@") -> tuple[bytes, list[Span]]:
     """Return a JSON body without its large parts, and the spans of these in the body, without parsing it into objects.
 
     Long strings under a key `base64` or `data` are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by
     ["@2"]. What remains is small and can be parsed at a bounded cost. The span of a string excludes its quotes.
+
+    Args:
+        body: of the request.
+        mark: ASCII, in place of "@"; one that the client cannot know, or its own strings could be taken for placeholders.
 
     Raises:
         Refusal: 400 if it is nested too deeply, has too many values or a long string under another key, or is not valid JSON.
@@ -74,7 +78,7 @@ def extract_large_parts(body: bytes) -> tuple[bytes, list[Span]]:
         if token == b"[":
             end = _find_numbers_end(body, first) if is_data else 0
             if end:
-                token, place = b'["@%d"]' % len(spans), end
+                token, place = f'["{mark}{len(spans)}"]'.encode(), end
                 spans.append((first, end))
         if token in (b"[", b"{"):
             depth += 1
@@ -89,7 +93,7 @@ def extract_large_parts(body: bytes) -> tuple[bytes, list[Span]]:
                     f"JSON: the string that starts at byte {first:,} has {place - first - 2:,} bytes; expected at most "
                     f"{LONG_TEXT - 2:,}, except under base64 and data.",
                 )
-            token = b'"@%d"' % len(spans)
+            token = f'"{mark}{len(spans)}"'.encode()
             spans.append((first + 1, place - 1))
         elif token[:1] != b'"' and len(token) > MAX_NUMBER:
             raise Refusal(
@@ -338,7 +342,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
 def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tuple[Any, Sequence[int], Iterator[Any]]:
     """Return the reply to a request: a JSON value, the sizes of the byte strings that follow it, and these strings."""
     if task == "json":
-        rest, spans = extract_large_parts(parts[0])
+        rest, spans = extract_large_parts(parts[0], given["mark"])
         return spans, [len(rest)], iter([rest])
     if task == "tensor":
         tensor = read_tensor(parts[0], given["shape"])

@@ -101,6 +101,12 @@ def test_a_wrong_request_is_told_what_is_wrong(client, sent, status):
     assert len(answer.json()["error"]) > 10
 
 
+def test_a_text_of_the_client_never_stands_for_another_picture(serve, two_faces, as_base64):
+    answer = serve().post("/v1/predict", json={"images": [{"base64": as_base64(two_faces)}, {"base64": "@0"}]})
+    assert answer.status_code == 400, answer.text
+    assert "image 2" in answer.text
+
+
 def test_faces_are_returned_as_the_model_is_given_them_if_that_is_asked_for(serve, two_faces, as_base64):
     client = serve()
     by_form = post_file(client, two_faces, crops="true").json()["images"][0]["faces"]
