@@ -20,8 +20,8 @@ from dlfer.data.images import MIN_SIDE, resize_square, to_channels
 from dlfer.data.pictures import predict_by_size
 from dlfer.errors import UserError
 from dlfer.metrics.intervals import compute_proportion
-from dlfer.predict.crops import Crop, build_cropper, get_crop_size
-from dlfer.predict.engines import Engine
+from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.engines import Engine, get_crop_size
 from dlfer.report.headline import name_judged_split
 from dlfer.report.page import try_experiment
 from dlfer.runs.metrics_record import Estimate, Metrics
