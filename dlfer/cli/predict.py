@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import math
 import shlex
+import zlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dlfer.cli.options import DetectorSize, Faces, Force, Model, say
-from dlfer.errors import UserError
+from dlfer.errors import DlferError, UserError
 
 
 def predict(
@@ -85,8 +88,8 @@ def predict(
         raise UserError(f"--smooth {smooth:g}: expected a number of seconds from 0.")
     if seconds is not None and not seconds >= 0:
         raise UserError(f"--seconds {seconds:g}: expected a number of seconds from 0.")
-    for name in inputs:
-        _refuse_data(name, model)
+    if len(inputs) == 1:
+        _refuse_data(inputs[0], model)
     from dlfer.predict.job import PredictionJob, predict_files
 
     job = PredictionJob(
@@ -118,14 +121,52 @@ def _parse_interval(text: str) -> int:
 
 
 def _refuse_data(name: str, model: str | None) -> None:
-    """Raise UserError if an input is a csv, .npz, zip or experiment file: `dlfer evaluate` takes these."""
+    """Raise UserError if a job's only input is a csv, .npz, zip, gzip or experiment file, with what to do instead."""
     path = Path(name)
     if path.suffix.casefold() not in (".csv", ".npz", ".zip", ".gz", ".yaml", ".yml") or not path.is_file():
         return
+    found = _describe_data(path)
+    if found is None:
+        return  # an unreadable picture, which the job reports
+    what, is_archive, is_data = found
+    ways = ["unpack it"] if is_archive else []
+    if is_data:
+        ways.append(f"evaluate a model on it: dlfer evaluate {model or 'MODEL'} --data {shlex.quote(str(name))}")
+    raise UserError(f"{name}: found {what}, expected pictures, folders, globs or videos; {', or '.join(ways)}")
+
+
+def _describe_data(path: Path) -> tuple[str, bool, bool] | None:
+    """Return what a file holds, whether unpacking it may give pictures, and whether it is data; None: it is neither."""
     from dlfer.data.given import recognise
 
-    what = {"csv": "a csv", "arrays": "arrays", "experiment": "an experiment file", "pictures": "a zip of pictures"}
-    raise UserError(
-        f"{name}: found {what[recognise(path)]}, expected pictures, folders, globs or videos; unpack it, or evaluate a model "
-        f"on it: dlfer evaluate {model or 'MODEL'} --data {shlex.quote(str(name))}"
-    )
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_HEAD)
+        is_zip, is_gzip = start.startswith((b"PK\3\4", b"PK\5\6")), start.startswith(b"\x1f\x8b")
+        if is_gzip:
+            with gzip.open(path) as stream:
+                start = stream.read(_HEAD)
+    except (OSError, EOFError, zlib.error):
+        return None
+    if is_gzip and b"pixels" not in start.partition(b"\n")[0]:
+        return "a gzip archive", True, False
+    if not is_zip and (not start.strip() or b"\0" in start or not _is_text(start)):
+        return None
+    try:
+        kind = recognise(path)
+    except DlferError:
+        return ("a zip archive", True, False) if is_zip else None
+    names = {"csv": "a csv", "arrays": "arrays", "experiment": "an experiment file", "pictures": "a zip of pictures"}
+    return names[kind], kind == "pictures", True
+
+
+_HEAD = 4096
+
+
+def _is_text(start: bytes) -> bool:
+    """Return whether the first bytes of a file are UTF-8; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True

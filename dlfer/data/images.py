@@ -327,6 +327,14 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
+def check_side(width: int, height: int, name: str) -> None:
+    """Raise DataError for a picture with a side below `MIN_SIDE`."""
+    if min(width, height) < MIN_SIDE:
+        raise DataError(
+            f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} on each side. Use a larger picture."
+        )
+
+
 def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
     """Decode an opened image of any mode to upright pixels, uint8 [H, W, 1 or 3]; see `decode_upright`."""
     return to_array(decode_upright(image, name))

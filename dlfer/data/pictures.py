@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import MIN_SIDE, find_transposition, match_channels, read_image
+from dlfer.data.images import MIN_SIDE, check_side, find_transposition, match_channels, read_image
 from dlfer.errors import DataError, shorten
 from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.runs.text import ShownModel
@@ -40,7 +40,8 @@ def to_pictures(
         uint8 [N, H, W, 1 or 3], or a list of uint8 [H, W, 1 or 3].
 
     Raises:
-        DataError: `given` is something else (the message says what was found), or a file cannot be read.
+        DataError: `given` is something else (the message says what was found), a side is below 8 pixels, or a file cannot
+            be read.
     """
     if isinstance(given, list | tuple):
         if not given:
@@ -51,10 +52,12 @@ def to_pictures(
     array = _check_array(given, name)
     if _is_one(array):
         return _to_picture(array, name, read)[None]
-    if array.ndim == 3 and array.shape[-1] >= MIN_SIDE:
+    if array.ndim == 3 and (array.shape[-1] >= MIN_SIDE or 0 < max(array.shape[1:]) < MIN_SIDE):
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in _CHANNELS or 0 in array.shape[1:3]:
         raise DataError(_describe(array, name))
+    if len(array):
+        check_side(array.shape[2], array.shape[1], name)
     if array.shape[-1] == 4:
         return np.stack([_lay_over_white(picture) for picture in array]) if len(array) else array[..., :3]
     return array
@@ -148,6 +151,7 @@ def _to_picture(given: Any, name: str, read: Callable[[str | Path], np.ndarray])
     array = _check_array(given, name)
     if not _is_one(array):
         raise DataError(_describe(array, name))
+    check_side(array.shape[1], array.shape[0], name)
     if array.ndim == 2:
         return array[..., None]
     return _lay_over_white(array) if array.shape[-1] == 4 else array
@@ -164,10 +168,7 @@ def _convert(image: Image.Image, name: str) -> np.ndarray:
         raise DataError(
             f"{name}: found Pillow's image of mode {image.mode}, expected 8 bits a channel: image.convert('RGB')."
         )
-    if 0 in image.size:
-        raise DataError(
-            f"{name}: found Pillow's image of {image.width} x {image.height} pixels, expected at least one pixel."
-        )
+    check_side(image.width, image.height, name)
     try:
         turn = find_transposition(image)
         upright = image if turn is None else image.transpose(turn)

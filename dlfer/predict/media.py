@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from dlfer.data.files import VIDEO_SUFFIXES, Tally, find_kind, find_rejection_reason, walk
 from dlfer.data.images import (
     MAX_PIXELS,
-    MIN_SIDE,
     UPLOAD_PIXELS,
+    check_side,
     decode_pixels,
     open_undecoded,
     to_channels,
@@ -112,8 +112,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
             f"{name}: found {width} x {height} = {width * height:,} pixels, expected at most {max_pixels:,}. "
             "Such a file can fill the memory; shrink the picture, or raise the limit (dlfer predict: --max-megapixels)."
         )
-    if min(size) < MIN_SIDE:
-        raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} on each side.")
+    check_side(width, height, name)
 
 
 def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dlfer.data.files import VIDEO_SUFFIXES, find_kind
+from dlfer.data.images import check_side
 from dlfer.errors import DataError, EnvironmentProblem
 from dlfer.runs.text import to_utf8
 
@@ -69,7 +70,7 @@ def read_video(
         seconds: stop after this time; None: at the end of the video; a camera has none.
 
     Raises:
-        DataError: it cannot be opened or has no readable frame; or, after the last frame, if frames are missing.
+        DataError: it cannot be opened, has no readable frame or frames with a side below 8 pixels; or, after the last frame, if frames are missing.
         EnvironmentProblem: OpenCV is not installed.
     """
     is_live = name.startswith(CAMERA)
@@ -87,7 +88,9 @@ def read_video(
                 continue
             found, frame = capture.retrieve()
             if found:
-                yield video, count.index, now, _make_square(frame, video.pixel_aspect)[..., ::-1].copy()
+                frame = _make_square(frame, video.pixel_aspect)
+                check_side(frame.shape[1], frame.shape[0], name)
+                yield video, count.index, now, frame[..., ::-1].copy()
             else:
                 count.num_read -= 1
         if not count.num_read:

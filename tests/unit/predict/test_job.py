@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +70,59 @@ def test_pictures_to_csv_on_stdout_with_talk_on_stderr(call, draw_blocks):
     assert "Left out, not read" not in err  # each is named with its reason
     assert "written: drawn, the marked copies" in err
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def write_data() -> list[str]:
+    Path("fer.csv").write_text("emotion,pixels\n0,1 2 3\n")
+    Path("fer.csv.gz").write_bytes(gzip.compress(b"emotion,pixels\n"))
+    Path("photo.gz").write_bytes(gzip.compress(b"\xff\xd8\xff"))
+    Path("x.yaml").write_text("experiment: {name: x}\n")
+    np.savez("a.npz", images=np.zeros((1, 8, 8), np.uint8))
+    for name in ("faces.zip", "text.zip"):
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("a/happy.png" if name == "faces.zip" else "a.txt", b"x")
+    return ["fer.csv", "fer.csv.gz", "photo.gz", "x.yaml", "a.npz", "faces.zip", "text.zip"]
+
+
+def test_data_among_pictures_do_not_stop_the_job(call, draw_blocks):
+    Image.fromarray(draw_blocks()).save("b.png")
+    data = write_data()
+    code, out, err = call(*data, "b.png", "--faces", "whole")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 1
+    assert [row["file"] for row in rows if not row["error"]] == ["b.png"]
+    assert [row["file"] for row in rows if "not a picture" in row["error"]] == data
+    assert "7 of the inputs could not be read" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "has_unpack", "has_evaluate"),
+    [
+        ("fer.csv", "a csv", False, True),
+        ("fer.csv.gz", "a csv", False, True),
+        ("photo.gz", "a gzip archive", True, False),
+        ("x.yaml", "an experiment file", False, True),
+        ("a.npz", "arrays", False, True),
+        ("faces.zip", "a zip of pictures", True, True),
+        ("text.zip", "a zip archive", True, False),
+    ],
+)
+def test_data_alone_are_refused_with_what_to_do(call, name, what, has_unpack, has_evaluate):
+    write_data()
+    code, out, err = call(name)
+    assert (code, out, f"{name}: found {what}, expected pictures" in err) == (2, "", True)
+    assert ("unpack it" in err, "dlfer evaluate MODEL --data" in err) == (has_unpack, has_evaluate)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "gz", "zip", "npz", "yaml"])
+@pytest.mark.parametrize(
+    ("contents", "told"),
+    [(bytes(range(256)), "not a picture"), (b"\x1f\x8bxx", "not a picture"), (b"", "the file is empty")],
+)
+def test_a_damaged_file_is_not_called_data(call, suffix, contents, told):
+    Path(f"x.{suffix}").write_bytes(contents)
+    code, _, err = call(f"x.{suffix}")
+    assert (code, f"x.{suffix}: {told}" in err, "dlfer evaluate" in err) == (1, True, False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")

@@ -65,6 +65,29 @@ def test_several_of_one_size_stay_an_array(given, shape):
     assert to_pictures(given).shape == shape
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        GREY[:7],
+        [COLOUR[:7]],
+        OPAQUE[None, :7],
+        np.zeros((1, 40, 7), np.uint8).transpose(0, 2, 1),
+        Image.fromarray(GREY[:7]),
+        [Image.fromarray(COLOUR[:7])],
+    ],
+)
+def test_a_picture_with_a_short_side_is_refused(given):
+    with pytest.raises(DataError, match=r"images(\[0\])?: found 40 x 7 pixels, expected at least 8 on each side"):
+        to_pictures(given)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 7, 7), (2, 5, 5), (1, 7, 7, 3)])
+def test_small_arrays_are_not_taken_for_channels(shape):
+    with pytest.raises(DataError, match="expected at least 8 on each side") as refused:
+        to_pictures(np.zeros(shape, np.uint8))
+    assert "moveaxis" not in str(refused.value)
+
+
 def test_a_list_may_mix_sizes_and_kinds(path):
     found = to_pictures((GREY, COLOUR[:20], Image.fromarray(COLOUR), path, str(path)))
     assert [picture.shape for picture in found] == [(48, 40, 1), (20, 40, 3), *[(48, 40, 3)] * 3]

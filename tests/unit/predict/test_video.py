@@ -243,3 +243,14 @@ def test_marked_videos_keep_the_times_of_frames_at_varying_rates(tmp_path):
     writer.close()
     frames = [int(frame.image[20, 20, 0]) for frame in open_inputs([str(tmp_path / "a.mp4")])]
     assert frames == pytest.approx([40, *[80] * 9, 120, 200], abs=6)
+
+
+def test_a_video_with_a_short_side_is_refused(tmp_path):
+    import cv2
+
+    path = str(tmp_path / "small.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (16, 6))
+    writer.write(np.zeros((6, 16, 3), np.uint8))
+    writer.release()
+    with pytest.raises(DataError, match=r"small.avi: found 16 x 6 pixels, expected at least 8 on each side"):
+        list(read_video(path))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.predict.predictor import FacePredictor
 from dlfer.serve.limits import Limits
 
 
@@ -223,15 +224,24 @@ def test_a_wrong_tensor_is_refused(client, change, status):
     assert answer.status_code == status, answer.text
 
 
-def test_whatever_the_size_the_network_is_given_one(serve, engine, two_faces, png):
-    """Keras keeps a program for each size; strangers must not be able to fill the memory with them."""
+def test_whatever_the_size_the_network_is_given_at_most_its_own(serve, engine, two_faces, png):
+    """Keras keeps a program for each size, up to a number; strangers must not be able to fill the memory with images."""
     client = serve()
     post_file(client, two_faces)
-    for side in (9, 33, 70):
+    for side in (16, 33, 70):
         post_file(client, png(np.full((side, side + 5, 3), 9, np.uint8)), faces="whole")
         tensor = {"name": "images", "shape": [1, side, 8, 3], "datatype": "UINT8", "data": [7] * (side * 24)}
         assert client.post("/v2/models/one/infer", json={"inputs": [tensor]}).status_code == 200
     assert engine.shapes == {(16, 16, 1)}
+    post_file(client, png(np.full((9, 12, 3), 9, np.uint8)), faces="whole")
+    assert engine.shapes == {(16, 16, 1), (9, 9, 1)}
+
+
+def test_a_small_whole_picture_is_predicted_as_without_a_server(serve, engine, png):
+    small = np.random.default_rng(1).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    ((expected,),) = FacePredictor(engine, faces="whole").predict(small)
+    (face,) = post_file(serve(), png(small), faces="whole").json()["images"][0]["faces"]
+    assert face["probabilities"] == pytest.approx(expected.probabilities, abs=1e-7)
 
 
 def test_the_page_is_whole_and_its_policy_is_strict(serve):
