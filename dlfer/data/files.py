@@ -240,6 +240,13 @@ _VIDEO_STARTS = re.compile(
 _LINEAR_STARTS = re.compile(rb"\x76\x2f\x31\x01|#\?(?:RADIANCE|RGBE)\s")
 
 
+def is_heif(start: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a HEIC picture."""
+    # AVIF and HEIF may share their major brand (mif1), so the compatible brands decide.
+    brands = start[8 : max(8, int.from_bytes(start[:4], "big"))]
+    return _HEIF_START.match(start) is not None and b"avif" not in brands
+
+
 def find_kind(path: Path) -> str | None:
     """Return "picture", "heif", "video", "raw" (camera), "linear" (high dynamic range) or "empty"; None for others.
 
@@ -260,8 +267,7 @@ def find_kind(path: Path) -> str | None:
     if _LINEAR_STARTS.match(start) or suffix in _LINEAR_SUFFIXES:
         return "linear"
     if _HEIF_START.match(start):
-        # AVIF and HEIF may share their major brand (mif1), so the compatible brands decide.
-        return "picture" if b"avif" in start[8 : max(8, int.from_bytes(start[:4], "big"))] else "heif"
+        return "heif" if is_heif(start) else "picture"
     if _PICTURE_STARTS.match(start):
         return "video" if suffix in (".mjpeg", ".mjpg") else "picture"
     if _VIDEO_STARTS.match(start) and not _NO_VIDEO_START.match(start) and suffix not in _AUDIO_SUFFIXES:

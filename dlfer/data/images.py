@@ -351,7 +351,8 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
         DataError: the values are so small that the file probably holds 8 to 14 bits in 16; floats are not finite or not
             in 0..1; or the file needs OpenCV, which is missing or cannot decode it.
     """
-    if image.tell() > 0 and image.format != "PSD":  # a PSD's frame 1 is the composite image, the others are its layers
+    # A PSD's frame 1 is the composite image, the others are its layers; a HEIC file names its primary image.
+    if image.tell() > 0 and image.format not in ("PSD", "HEIF"):
         image.seek(0)
     is_png = image.format == "PNG"
     bits = _read_significant_bits(image) if is_png else None

@@ -46,7 +46,8 @@ COARSE_NOTE = (
 NEITHER_NOTE = "A map shows neither what a person feels nor that the model is right."
 
 _MAX_BARS = 12
-_COLUMNS = 5
+_COLUMNS = 2
+"""Panels in a row of a figure, so that its text is legible on a phone without scrolling sideways."""
 _PLACES = (("upper", "middle", "lower"), ("left", "middle", "right"))
 _ORANGE = (0.835, 0.369, 0.0)
 
@@ -210,13 +211,14 @@ def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str) -> Figure
     width = 2.1 * columns + 0.4
     with figure_style():
         figure = new_figure(width, 2.5 * num_rows + 0.55)
+        figure.get_layout_engine().set(h_pad=0.08)
         grid = figure.subplots(num_rows, columns, squeeze=False).ravel()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         for axes, draw in zip(grid, panels, strict=False):
             draw(axes)
         figure.suptitle(
-            "\n".join(textwrap.wrap(title, int(width * 11))), x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+            "\n".join(textwrap.wrap(title, int(width * 10))), x=0.01, ha="left", fontsize=10.5, fontweight="bold"
         )
     return figure
 

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from dlfer.errors import DataError, EnvironmentProblem
 from dlfer.predict.media import Frame, UnreadableInput
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.video import is_video, load_opencv
+from dlfer.report.figures import find_font
 from dlfer.runs.files import choose_name, fold_name, replace_when_done
 from dlfer.runs.text import to_utf8
 
@@ -41,6 +43,8 @@ _MAX_SIDE = 8192
 def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool = True) -> np.ndarray:
     """Return a copy of a picture with its faces marked, uint8 [H, W, 3], possibly enlarged.
 
+    Labels for which there is no font are drawn as numbers, see `number_labels`.
+
     Args:
         image: uint8 [H, W, 3].
         faces: the predicted faces in it.
@@ -51,11 +55,12 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    font = _load_font(max(12, min(picture.size) // 28))
     for face in faces:
         colour = UNSURE if face.abstained else PAPER
         number = "" if face.track is None else f"#{face.track} "
-        text = f"{number}{face.label} {face.confidence:.0%}"
+        label = number_labels(face.probabilities).get(face.label, face.label)
+        text = f"{number}{label} {face.confidence:.0%}"
+        font = _load_font(_find_font(label), max(12, min(picture.size) // 28))
         x, y = 0.0, 0.0
         if face.box is not None:
             x0, y0, x1, y1 = (value * scale for value in face.box)
@@ -271,9 +276,31 @@ def list_output_paths(names: Iterable[str], folder: Path) -> list[Path]:
     ]
 
 
+def number_labels(labels: Iterable[str]) -> dict[str, str]:
+    """Return the numbers of the labels that cannot be drawn, from [1] in the order of all labels, e.g. {"快乐": "[4]"}."""
+    return {label: f"[{number}]" for number, label in enumerate(labels, start=1) if _find_font(label) is None}
+
+
 @cache
-def _load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def _find_font(label: str) -> str | None:
+    """Return the file of a font for a label; "" for Pillow's own, which is for ASCII alone; None if there is none."""
+    if label.isascii():
+        return ""
+    # Arabic, Hebrew, Indic and other scripts are illegible unless Raqm, an optional part of Pillow, lays them out.
+    is_complex = any(
+        unicodedata.bidirectional(one) in ("R", "AL") or unicodedata.category(one)[0] == "M" for one in label
+    )
+    if is_complex and not features.check("raqm"):
+        return None
+    try:
+        return find_font({*label, *"#0123456789%"})
+    except ImportError:  # matplotlib, which knows the installed fonts, is not there (make install-predict)
+        return None
+
+
+@cache
+def _load_font(file: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
 def _write_text(

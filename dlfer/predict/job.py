@@ -17,7 +17,7 @@ from rich.markup import escape
 from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DlferError, Signalled, UserError, shorten
-from dlfer.predict.draw import AnnotatedWriter, check_window, list_output_paths, show_all
+from dlfer.predict.draw import AnnotatedWriter, check_window, list_output_paths, number_labels, show_all
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
 from dlfer.predict.media import NOT_READ, UnreadableInput, list_inputs, open_inputs
 from dlfer.predict.predictor import FacePredictor, FramePrediction, describe_predictions, predict_inputs
@@ -153,6 +153,13 @@ def _open_predictor(
     for key in ("notice", "probabilities", "mirror", *(["detection", "smoothing"] if has_videos else [])):
         if about[key] is not None:
             say(f"{key}: {about[key]}")
+    numbers = number_labels(predictor.labels) if job.draw is not None or job.show else {}
+    if numbers:
+        meanings = ", ".join(f"{number} {escape_text(label)}" for label, number in numbers.items())
+        say(
+            f"labels: marked copies show numbers for labels that no font found here can write: {meanings}. Install a "
+            "font that has their characters; matplotlib finds it, where that is installed."
+        )
     return predictor, about
 
 

@@ -262,6 +262,12 @@ def _choose_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozense
     return tuple(chosen), frozenset(left)
 
 
+def find_font(characters: Collection[str]) -> str | None:
+    """Return the file of an installed font that has glyphs for all of the characters; None if there is none."""
+    wanted = {ord(one) for one in characters if _is_drawn(one)}
+    return next((file for family, file in _list_families().items() if wanted <= _read_characters(family)), None)
+
+
 class NamedFigure(NamedTuple):
     """A figure with its name, its caption (`title`) and its alternative text (`description`)."""
 

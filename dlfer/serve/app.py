@@ -305,4 +305,6 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
 def _name_route(scope: Scope) -> str:
     """Return the path of the route that answered; all unknown paths share a name."""
     route = scope.get("route")
+    if route is None and "endpoint" in scope:  # FastAPI's own route of /openapi.json, which has no parameters
+        return scope["path"].removeprefix(scope.get("root_path", ""))
     return getattr(route, "path", "unknown")

@@ -19,7 +19,11 @@ class Picture64(BaseModel):
 
     model_config = _STRICT
     base64: Annotated[
-        str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PBM, PGM, PPM), in base64")
+        str,
+        Field(
+            min_length=1,
+            description="the file (JPEG, PNG, WebP, BMP, GIF, PBM, PGM, PPM; HEIC with pillow-heif), in base64",
+        ),
     ]
     name: Annotated[str, Field(max_length=200, description="the picture's name in the response")] = ""
 

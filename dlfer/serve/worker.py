@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from python_multipart.multipart import parse_options_header
 
+from dlfer.data.files import can_read_heif, is_heif
 from dlfer.data.images import decode_upright, open_undecoded, to_array, to_channels
 from dlfer.errors import DataError
 from dlfer.predict.media import check_size
@@ -38,7 +39,8 @@ _MAX_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
 _PPM_HEAD = 1024
 _STRIP_BYTES = 2**22
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM")
-"""Pillow's names of the formats that a server decodes; `dlfer predict` reads more, with decoders whose cost is not bounded."""
+"""Pillow's names of the formats that a server decodes, besides HEIF if pillow-heif is installed; `dlfer predict` reads more, with
+decoders whose cost is not bounded."""
 
 Span = tuple[int, int]
 Parts = Sequence[bytes | memoryview]
@@ -291,10 +293,18 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
 
 
 def _open(name: str, contents: bytes) -> Image.Image:
+    formats = FORMATS
+    if is_heif(contents[:600]):
+        if not can_read_heif():
+            raise Refusal(
+                415,
+                f"{name}: a HEIC picture, which needs a package on the server: pip install pillow-heif. Or send a JPEG.",
+            )
+        formats = ("HEIF",)
     try:
         if contents[:1] == b"P" and contents[1:2].isdigit() and not _PPM.match(contents[:_PPM_HEAD]):
             raise ValueError("no header, or a very long one")
-        return open_undecoded(io.BytesIO(contents), FORMATS)
+        return open_undecoded(io.BytesIO(contents), formats)
     except Exception as error:  # Pillow raises almost any exception for damaged headers
         raise Refusal(
             415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PBM, PGM or PPM."
@@ -309,6 +319,8 @@ _PPM = re.compile(rb"P[1-6](?:" + _GAP + rb"[0-9]{1,10}){2}")
 def _count_bytes(image: Image.Image) -> int:
     """Return the measured maximum of bytes per pixel for decoding, including the decoder's memory and the result."""
     rawmode = str(image.tile[0][3]) if image.tile else ""
+    if image.format == "HEIF":
+        return (3 if image.info["bit_depth"] > 8 else 2) * BYTES_PER_PIXEL
     if image.format == "WEBP" or image.mode[:1] in "IF":
         return 2 * BYTES_PER_PIXEL
     if "16" in rawmode:  # 16 bits per channel, which OpenCV decodes a second time

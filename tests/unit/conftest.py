@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 
 import numpy as np
@@ -110,6 +111,36 @@ def blank_figures(monkeypatch):
 def drawn_figures(blank_figures, monkeypatch):
     """Draw them after all, in one test of a module whose figures are blank."""
     monkeypatch.undo()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by playwright, which downloads nothing."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright==1.65.2")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def list_scrolled(browser):
+    """Return a function: a page -> what scrolls sideways on a phone of 390 pixels: "html" (the page itself), div, figure, pre."""
+    script = """[...document.querySelectorAll('html, .scroll, .wide, pre')]
+        .filter(element => element.scrollWidth > element.clientWidth).map(element => element.localName)"""
+
+    def find(path) -> list[str]:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(path.as_uri())
+        return page.evaluate(script)
+
+    return find
 
 
 def make_stdin(text: str) -> io.TextIOWrapper:

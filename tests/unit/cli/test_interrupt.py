@@ -2,10 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from dlfer import cli
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +46,31 @@ def test_other_errors_keep_their_exit_code(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main(["show"])
     assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, 130), (True, 0)])
+def test_ctrl_c_during_the_imports_of_the_command_is_quiet(tmp_path, ignored, code):
+    # A package that the command imports gets the signal where Python makes a RuntimeError of a KeyboardInterrupt.
+    (tmp_path / "shlex.py").write_text(
+        "import os, signal\n"
+        "class Interrupted:\n"
+        "    def __set_name__(self, owner, name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "class Package:\n"
+        "    attribute = Interrupted()\n"
+        "print('imported')\n"
+        "raise SystemExit\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, as from nohup
+    ended = subprocess.run(
+        [sys.executable, "-m", "dlfer", "--version"], env=environment, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert ended.stdout == ("imported\n" if ignored else "")
+
+
+def test_the_script_has_the_same_entry_point():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"dlfer": "dlfer.__main__:main"}

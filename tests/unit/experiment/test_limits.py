@@ -152,7 +152,10 @@ def test_weights_from_vggface2_are_looked_through(find, tmp_path, contents, expe
             {"resnet50": "a.weights.h5", "branch2_resnet34": "gone"},
             ["of branch1_resnet50: a.weights.h5 is not there", "of branch2_resnet34: gone: there is no such model"],
         ),
-        ({"resnet50": "b.keras", "resnet34": "empty"}, ["of branch2_resnet34: empty: empty is a folder without artifact.json"]),
+        (
+            {"resnet50": "b.keras", "resnet34": "empty"},
+            ["of branch2_resnet34: empty: empty is a folder without artifact.json"],
+        ),
         ({"resnet50": "b.keras", "resnet34": "backbone"}, []),
     ],
 )

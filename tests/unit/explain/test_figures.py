@@ -87,6 +87,7 @@ def test_one_method_speaks_of_itself_alone_and_many_networks_fill_rows(tmp_path)
     assert "Occlusion" not in title
     assert "Grad-CAM branch7 is" in description
     assert large[1] > 1.5 * small[1]
+    assert large[0] == small[0] < 450 * 160 / 96  # CSS pixels, at 160 dots per inch: a phone shows it at 80 % or more
 
 
 def test_averages_say_of_how_many_and_how_firm_they_are(tmp_path):
@@ -160,6 +161,18 @@ def test_the_page_holds_the_figures_the_check_and_what_failed(tmp_path):
         "rank correlation"
         not in write_explanation_report(tmp_path, [], {**context, "sanity": [], "verdicts": []}).read_text()
     )
+
+
+@pytest.mark.slow
+def test_on_a_phone_nothing_on_the_page_scrolls_sideways(tmp_path, list_scrolled):
+    image, explanation = make_explanation(num_cams=3)
+    write_explanation(tmp_path / "a.png", image, explanation, labels=LABELS, name="a" * 100)
+    long = "b" * 100
+    rows = [
+        {"what": "all weights re-initialised", "map": long, "mean": "0.10", "range": "−0.14 to −0.10", "n": "6, 2 flat"}
+    ]
+    context = {"title": long, "subtitle": long, "reading": [long], "failed": [long], "notice": long, "sanity": rows}
+    assert list_scrolled(write_explanation_report(tmp_path, ["a"], {**context, "verdicts": [long]})) == []
 
 
 def make_predictions() -> Predictions:

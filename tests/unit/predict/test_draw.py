@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import features
 
 from dlfer.predict import draw
 from dlfer.predict.draw import PAPER, AnnotatedWriter, VideoWriter, draw_faces
@@ -29,6 +30,33 @@ def test_a_box_is_drawn_on_its_edge_and_nothing_elsewhere():
 def test_small_crops_are_enlarged_and_labels_stay_inside():
     assert draw_faces(np.zeros((48, 48, 3), np.uint8), [WHOLE]).shape == (240, 240, 3)
     assert draw_faces(np.zeros((48, 64, 3), np.uint8), [WHOLE], enlarge=False).shape == (48, 64, 3)
+
+
+def draw_label(label, labels):
+    face = FacePrediction(None, None, label, 0.9, dict.fromkeys(labels, 0.5))
+    return draw_faces(np.zeros((240, 240, 3), np.uint8), [face])
+
+
+@pytest.mark.parametrize("labels", [("гнев", "горе"), ("Überraß", "Êtrange"), ("غضب", "حزن")])
+def test_labels_beyond_ascii_are_drawn_as_they_are(labels, monkeypatch):
+    pytest.importorskip("matplotlib")
+    if labels[0] == "غضب" and not features.check("raqm"):
+        pytest.skip("this Pillow cannot lay out Arabic")
+    assert draw.number_labels(labels) == {}
+    # Boxes for missing characters would be as many and as wide, and differ from one another in nothing.
+    first, second = (draw_label(label, labels) for label in labels)
+    assert (first != second).any()
+    monkeypatch.setattr(draw, "_find_font", lambda label: "")
+    assert (draw_label(labels[0], labels) != first).any()
+
+
+def test_a_label_without_a_font_is_a_number(monkeypatch):
+    labels = ("Angry", "快乐", "悲伤")
+    monkeypatch.setattr(draw, "find_font", lambda characters: None)
+    draw._find_font.cache_clear()
+    assert draw.number_labels(labels) == {"快乐": "[2]", "悲伤": "[3]"}
+    assert np.array_equal(draw_label("悲伤", labels), draw_label("[3]", ("[3]",)))
+    draw._find_font.cache_clear()
 
 
 def test_a_folder_of_pictures_and_videos(tmp_path):

@@ -125,6 +125,18 @@ def test_a_damaged_file_is_not_called_data(call, suffix, contents, told):
     assert (code, f"x.{suffix}: {told}" in err, "dlfer evaluate" in err) == (1, True, False)
 
 
+@pytest.mark.parametrize("has_font", [True, False])
+def test_numbers_for_labels_without_a_font_are_explained(call, classifier, draw_blocks, monkeypatch, has_font):
+    monkeypatch.setattr(classifier, "labels", ("Dark", "明るい"), raising=False)
+    monkeypatch.setattr(draw, "_find_font", lambda label: "" if has_font or label.isascii() else None)
+    Image.fromarray(draw_blocks((5, 5, 20, 250))).save("a.png")
+    code, out, err = call("a.png", "--faces", "opencv", "--draw", "drawn")
+    assert code == 0
+    assert "明るい" in out
+    assert ("show numbers for labels that no font found here can write: [2] 明るい." in err) is not has_font
+    assert "show numbers" not in call("a.png", "--faces", "opencv")[2]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
 def test_a_list_on_stdin_may_name_files_that_are_not_utf8(call, draw_blocks, monkeypatch):
     name = os.fsdecode(b"caf\xe9.png")

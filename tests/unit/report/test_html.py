@@ -404,6 +404,14 @@ def test_the_comparison_that_a_run_belongs_to_is_linked(tmp_path, run_maker):
     assert [address for address in page.addresses if address.startswith("..")] == ["../two-ablation/report.html"]
 
 
+@pytest.mark.slow
+def test_a_digest_in_a_note_does_not_make_a_phone_scroll_the_page(tmp_path, run_maker, list_scrolled):
+    run = run_maker(tmp_path / "run", warnings=["a" * 64])
+    data = DataRecord.read(run)
+    data.model_copy(update={"notes": ["the teacher network.onnx, sha256 " + "b" * 64]}).write(run)
+    assert "html" not in list_scrolled(write_report(run))
+
+
 def test_without_a_test_split_every_heading_says_validation(tmp_path, run_maker):
     page = read_page(write_report(run_maker(tmp_path / "run", parts=("train", "validation"))))
     assert "Accuracy, validation (PublicTest, used for selection)" in page.text

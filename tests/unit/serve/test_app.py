@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dlfer.predict.predictor import FacePredictor
+from dlfer.serve.guard import Policy
 from dlfer.serve.limits import Limits
 
 
@@ -69,6 +70,17 @@ def test_bad_pictures_are_refused_by_what_they_are(serve, two_faces, huge_png):
     small = serve(Limits(pixels=5000))
     two = client_post_two(small, two_faces)
     assert (post_file(small, two_faces).status_code, two.status_code) == (200, 413)
+
+
+def test_heic_is_read_with_its_package(serve):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (230, 230, 230)).save(stream, "HEIF")
+    answer = post_file(serve(), stream.getvalue(), name="a.heic", faces="whole")
+    assert answer.status_code == 200, answer.text
+    assert [face["label"] for face in answer.json()["images"][0]["faces"]] == ["bright"]
+    assert post_file(serve(Limits(pixels=4000)), stream.getvalue()).status_code == 413
 
 
 def client_post_two(client, contents):
@@ -289,3 +301,18 @@ def test_requests_are_counted_without_the_paths_of_strangers(serve, two_faces):
     assert 'dlfer_faces_total{model="one"} 2.0' in text
     assert "dlfer_request_seconds_bucket" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize("prefix", ["", "/faces"])
+def test_the_description_of_the_api_is_no_unknown_path(serve, prefix):
+    client = serve(policy=Policy(root_path=prefix))
+    assert client.get(f"{prefix}/openapi.json").status_code == 200
+    assert client.post("/openapi.json").status_code == 405
+    client.get("/docs")
+    text = client.get("/metrics").text
+    for counted in (
+        'route="/openapi.json",status="200"} 1.0',
+        'route="/openapi.json",status="405"} 1.0',
+        'route="unknown",status="404"} 1.0',
+    ):
+        assert f"dlfer_requests_total{{{counted}" in text

@@ -166,6 +166,41 @@ def test_pictures_that_fit_alone_and_not_together_are_refused_instead_of_waited_
         measure_pictures([("a", stream.getvalue()), ("b", stream.getvalue())], limits)
 
 
+def test_heic_without_its_package_is_refused_with_the_name_of_the_package(monkeypatch):
+    monkeypatch.setattr("dlfer.serve.worker.can_read_heif", lambda: False)
+    contents = b"\0\0\0\x18ftypheic" + bytes(100)
+    with pytest.raises(Refusal, match=r"a\.heic: a HEIC picture, .*: pip install pillow-heif\.") as refused:
+        measure_pictures([("a.heic", contents)], Limits())
+    assert refused.value.status == 415
+
+
+def make_heic(*images: Image.Image, **options) -> bytes:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    stream = io.BytesIO()
+    images[0].save(stream, "HEIF", save_all=True, append_images=images[1:], **options)
+    return stream.getvalue()
+
+
+def test_heic_has_the_limits_of_other_pictures():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    contents = make_heic(Image.new("RGB", (100, 40), "blue"), exif=exif.tobytes())
+    assert measure_pictures([("a", contents)], Limits()) == (4000, 4000 * 16)
+    size, rows = decode_picture("a", contents, Limits())
+    assert size == (100, 40)
+    assert np.concatenate(list(rows)).mean(axis=(0, 1)).round() == pytest.approx([0, 0, 255], abs=3)
+    for limits in (Limits(pixels=3999), Limits(decode_bytes=4000 * 16 - 1)):
+        with pytest.raises(Refusal, match="40 x 100 = 4,000 pixels") as refused:
+            measure_pictures([("a", contents)], limits)
+        assert refused.value.status == 413
+
+
+def test_of_several_images_in_a_heic_the_primary_one_is_measured_and_read():
+    contents = make_heic(Image.new("RGB", (200, 200)), Image.new("RGB", (60, 50), "blue"), primary_index=1)
+    assert measure_pictures([("a", contents)], Limits())[0] == 3000
+    assert decode_picture("a", contents, Limits())[0] == (50, 60)
+
+
 def test_the_limit_of_pixels_is_the_servers_and_not_pillows():
     contents = b"P6 15000 15000 255\n" + bytes(10)  # 225 million; Pillow alone refuses more than 179 million
     assert measure_pictures([("a", contents)], Limits(pixels=300_000_000, decode_bytes=2_400_000_000))[0] == 225_000_000
