@@ -26,7 +26,7 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="A .csv, .json, .jsonl or .parquet, instead of stdout.")
     ] = None,
     draw: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write pictures and videos with the faces marked.")
+        str | None, typer.Option(metavar="DIR", help="Write pictures and videos with the faces marked.")
     ] = None,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
@@ -88,6 +88,8 @@ def predict(
         raise UserError(f"--smooth {smooth:g}: expected a number of seconds from 0.")
     if seconds is not None and not seconds >= 0:
         raise UserError(f"--seconds {seconds:g}: expected a number of seconds from 0.")
+    if draw is not None and not draw.strip():  # Path("") is the current folder
+        raise UserError("--draw: found an empty path, expected a folder, e.g. --draw marked.")
     if len(inputs) == 1:
         _refuse_data(inputs[0], model)
     from dlfer.predict.job import PredictionJob, predict_files
@@ -95,7 +97,7 @@ def predict(
     job = PredictionJob(
         model=model,
         out=out,
-        draw=draw,
+        draw=None if draw is None else Path(draw),
         faces=faces,
         detector_size=detector_size,
         engine=engine,

@@ -84,6 +84,8 @@ def show(
     if what != "models" and time:
         raise UserError(f"dlfer show {what}: --time goes with models only.")
     check_outputs({"--json": find_file(json_out)}, [file], force=force)
+    if what == "runs" and runs is not None and not runs.is_dir():
+        raise UserError(f"--runs {runs}: there is no such folder; expected one with runs, as saved_models/runs is.")
     folder = runs or default_runs_folder()
     lists = {
         "models": partial(list_model_rows, time=time),

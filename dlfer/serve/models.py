@@ -175,9 +175,7 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
         UserError: the same name was given twice.
     """
     named = [name for name, _, _ in given if name]
-    for name in named:
-        if named.count(name) > 1:
-            raise UserError(f"dlfer serve: the name {name} is given to {named.count(name)} models.")
+    check_names(named)
     names: list[str] = []
     for name, folder, about in given:
         stem = name or about.name or about.experiment or (folder.parent.name if folder.name == "model" else folder.name)
@@ -188,6 +186,15 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
             chosen = f"{stem}-{number}"
         names.append(chosen)
     return names
+
+
+def check_names(named: Sequence[str]) -> None:
+    """Raise UserError if a name was given to several models."""
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(
+                f"dlfer serve: the name {name} is given to {named.count(name)} models; expected another for each: NAME=MODEL."
+            )
 
 
 def _describe_optimizer(config: OptimizerConfig) -> str:

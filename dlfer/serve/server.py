@@ -44,7 +44,7 @@ from dlfer.runs.machine import return_freed_memory
 from dlfer.serve.app import build_app
 from dlfer.serve.guard import LOOPBACK_NAMES, MAX_HEAD_BYTES, Policy, find_address
 from dlfer.serve.limits import Limits
-from dlfer.serve.models import ServedModel, build_model, choose_names
+from dlfer.serve.models import ServedModel, build_model, check_names, choose_names
 
 KEY_VARIABLE = "DLFER_API_KEY"
 SHORTEST_KEY = 16
@@ -471,6 +471,7 @@ def load_models(
         UserError, ModelError, EnvironmentProblem: one of them cannot be served.
     """
     given = [_split_name(name) for name in names]
+    check_names([name for name, _ in given if name])
     folders = [find_model(path) for _, path in given]
     classifiers = []
     for folder in folders:

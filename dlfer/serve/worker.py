@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import json
 import math
@@ -115,6 +116,20 @@ def extract_large_parts(body: bytes, mark: str = "@") -> tuple[bytes, list[Span]
         # Adjacent literals are invalid JSON; keep them apart, so that they do not merge into one valid literal.
         rest += [b" ", token] if not (before[:1] in _NO_LITERAL or token[:1] in _NO_LITERAL) else [token]
     return b"".join(rest), spans
+
+
+def check_keys(rest: bytes) -> None:
+    """Raise a Refusal (400) if an object in JSON without its large parts has a key twice; invalid JSON is left to the reader."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise Refusal(400, f"JSON: the key {name[:60]!r} occurs twice in one object; expected each key once.")
+            seen.add(name)
+
+    with contextlib.suppress(ValueError):
+        json.loads(rest.decode("utf-8"), object_pairs_hook=check)
 
 
 _NO_LITERAL = b'"[]{},:'
@@ -355,6 +370,7 @@ def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tu
     """Return the reply to a request: a JSON value, the sizes of the byte strings that follow it, and these strings."""
     if task == "json":
         rest, spans = extract_large_parts(parts[0], given["mark"])
+        check_keys(rest)
         return spans, [len(rest)], iter([rest])
     if task == "tensor":
         tensor = read_tensor(parts[0], given["shape"])

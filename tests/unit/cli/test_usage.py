@@ -275,3 +275,10 @@ def test_predict_says_what_is_done_with_labelled_images(call, tmp_path):
         assert (code, out) == (2, "")
         assert f"{name}: found {what}, expected pictures" in err
         assert f"dlfer evaluate MODEL --data {name}" in err
+
+
+def test_a_folder_of_runs_that_does_not_exist_is_told(call, tmp_path):
+    code, out, err = call("show", "runs", "--runs", "nothere")
+    assert (code, out, "--runs nothere: there is no such folder" in err) == (2, "", True)
+    (tmp_path / "empty").mkdir()
+    assert call("show", "runs", "--runs", str(tmp_path / "empty"))[0] == 0

@@ -72,6 +72,13 @@ def test_pictures_to_csv_on_stdout_with_talk_on_stderr(call, draw_blocks):
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.jpg", "b.jpg"]
 
 
+def test_an_empty_folder_to_draw_in_is_refused(call, draw_blocks):
+    Image.fromarray(draw_blocks()).save("b.png")
+    code, out, err = call("b.png", "--faces", "whole", "--draw", "")
+    assert (code, out, "--draw: found an empty path" in err) == (2, "", True)
+    assert [path.name for path in Path().iterdir()] == ["b.png"]
+
+
 def write_data() -> list[str]:
     Path("fer.csv").write_text("emotion,pixels\n0,1 2 3\n")
     Path("fer.csv.gz").write_bytes(gzip.compress(b"emotion,pixels\n"))

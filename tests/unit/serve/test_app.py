@@ -51,6 +51,34 @@ def test_json_and_several_files_say_the_same(serve, two_faces, png, as_base64):
     assert [len(picture["faces"]) for picture in by_json["images"]] == [2, 2]
 
 
+@pytest.mark.parametrize("text", ["@0", "@1", "@00", "@:0"])
+def test_no_text_of_a_client_stands_for_another_picture(client, png, as_base64, text):
+    """Long pictures leave a placeholder in the JSON that is parsed."""
+    noise = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8))
+    asked = {"images": [{"base64": as_base64(noise)}, {"base64": text, "name": "second"}], "faces": "whole"}
+    answer = client.post("/v1/predict", json=asked)
+    assert (answer.status_code, "second: not valid base64" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"images": [{"base64": "AAAA"}], "faces": "auto", "faces": "whole"}',
+        b'{"images": [{"base64": "AAAA", "base64": "BBBB"}]}',
+        b'{"images": [{"base64": "AAAA", "b\\u0061se64": "BBBB"}]}',
+    ],
+)
+def test_a_key_twice_is_refused(client, content):
+    answer = client.post("/v1/predict", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, "occurs twice" in answer.json()["error"]) == (400, True)
+
+
+def test_no_text_of_a_client_stands_for_a_tensor(client):
+    tensor = {"name": "images", "shape": [1, 8, 8], "datatype": "UINT8", "data": ["@0"]}
+    answer = client.post("/v2/models/one/infer", json={"parameters": {"data": [7] * 64}, "inputs": [tensor]})
+    assert (answer.status_code, "expected 64 integers" in answer.json()["error"]) == (400, True)
+
+
 def test_more_faces_than_the_limit_are_told_and_not_predicted(serve, engine, two_faces):
     (picture,) = post_file(serve(Limits(faces=1)), two_faces).json()["images"]
     assert picture["num_faces_found"] == 2

@@ -75,6 +75,8 @@ def test_a_crop_of_another_size_is_resized_and_its_own_is_untouched(engine):
 def test_a_damaged_or_absent_model_is_told(tmp_path):
     with pytest.raises(ModelError, match="no such model"):
         load_models([str(tmp_path / "none")], faces="whole", say=print)
+    with pytest.raises(UserError, match="the name x is given to 2 models; expected another"):
+        load_models(["x=none", "x=none"], faces="whole", say=print)  # before any is looked up
     with pytest.raises(UserError, match="a name of letters"):
         load_models(["a b=c"], faces="whole", say=print)
 
