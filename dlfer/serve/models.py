@@ -42,10 +42,9 @@ from dlfer.serve.schemas import (
 
 
 class ServedModel:
-    """A served classifier with its croppers.
+    """A served classifier with its croppers, whose network receives images of at most two sizes.
 
-    The network receives what the croppers return, as in `dlfer predict`: detected faces of one size, and whole pictures of at
-    most the size of the training images. Its programs are bounded, see `dlfer.model.predict.MAX_SIZES`.
+    Keras compiles a program for each image size and keeps it; clients must not determine how many there are.
 
     Args:
         name: name of the model in requests.
@@ -66,7 +65,9 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
+        # Sides of crops from clients and of detected faces, as in `build_cropper`.
         self.size = int(classifier.about.face_size or classifier.image_size)
+        self._cut_shape = (get_crop_size(classifier),) * 2
         self._classifier = classifier
         self._croppers = dict(croppers)
 
@@ -84,13 +85,14 @@ class ServedModel:
         return found
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """Convert an image of a tensor, uint8 [H, W, 1 or 3], to the training images' size, uint8 [S, S, channels]."""
+        """Convert a crop, uint8 [H, W, 1 or 3], to the model's size and number of channels, uint8 [S, S, channels]."""
         return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
 
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Return probabilities float32 [N, C] of N crops from `crop` or `fit`, calibrated if the model has a temperature."""
+        """Return probabilities float32 [N, C] of N crops, calibrated if the model has a temperature."""
+        fitted = [crop if crop.shape[:2] == self._cut_shape else self.fit(crop) for crop in crops]
         return predict_by_size(
-            partial(self._classifier.predict, batch_size=AT_ONCE, calibrated=True), crops, len(self.labels)
+            partial(self._classifier.predict, batch_size=AT_ONCE, calibrated=True), fitted, len(self.labels)
         )
 
 

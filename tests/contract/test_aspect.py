@@ -31,7 +31,6 @@ from dlfer.model.face_input import FaceInput
 from dlfer.model.families import FAMILIES, build_level_features, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
-from dlfer.predict.crops import build_cropper
 from dlfer.predict.engines import ExportedModel
 from dlfer.predict.predictor import FacePredictor
 from dlfer.predict.runtimes import EXPORT_FILE, compute_checksums
@@ -208,15 +207,10 @@ def ask_by_tensor(engine: Recorder, picture: np.ndarray) -> None:
     model.predict([model.fit(image) for image in images])
 
 
-def ask_by_picture(engine: Recorder, picture: np.ndarray) -> None:
-    model = ServedModel("m", engine, card=None, croppers={"whole": build_cropper("whole", engine)})
-    model.predict([crop.pixels for crops in model.crop([picture], "whole") for crop in crops])
-
-
 ASKED = {
     "predict --faces whole": lambda engine, picture: FacePredictor(engine, faces="whole").predict([picture]),
     "predict --mirror": lambda engine, picture: FacePredictor(engine, faces="whole", mirror=True).predict([picture]),
-    "a served picture": ask_by_picture,
+    "a served crop": lambda engine, picture: ServedModel("m", engine, card=None, croppers={}).predict([picture]),
     "a served tensor": ask_by_tensor,
 }
 

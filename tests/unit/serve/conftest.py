@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dlfer.data.images import resize_square, to_channels
-from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.crops import Crop
 from dlfer.runs.records import About
 from dlfer.serve.app import build_app
 from dlfer.serve.guard import Policy
@@ -63,13 +62,15 @@ def find_halves(images):
         boxes = [(0.0, 0.0, height, height), (float(height), 0.0, width, height)] if width == 2 * height else []
         found.append(
             [
-                Crop(
-                    box, 0.9, resize_square(to_channels(image[:, int(box[0]) : int(box[2])], 1), Brightness.image_size)
-                )
+                Crop(box, 0.9, image[:, int(box[0]) : int(box[2]), :1].mean(axis=-1, keepdims=True).astype(np.uint8))
                 for box in boxes
             ]
         )
     return found
+
+
+def take_whole(images):
+    return [[Crop(None, None, image)] for image in images]
 
 
 def make_model(name: str, engine: Brightness) -> ServedModel:
@@ -86,7 +87,7 @@ def make_model(name: str, engine: Brightness) -> ServedModel:
         probabilities="not calibrated",
         research_only=True,
     )
-    return ServedModel(name, engine, card=card, croppers={"auto": find_halves, "whole": build_cropper("whole", engine)})
+    return ServedModel(name, engine, card=card, croppers={"auto": find_halves, "whole": take_whole})
 
 
 def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
